@@ -1,0 +1,12 @@
+//! An engine pod: an OpenAI-compatible API over a Llama model whose KV lives in fixed pages, loaded from
+//! and written back to the Hearth store.
+//!
+//! It talks to the store only through `hearth-connector`, and it never waits for it inside a step.
+//!
+//! The types to know: [`request::EngineHandle`] submits a [`request::GenRequest`] and gives back a
+//! [`request::GenStream`] of events.
+
+#![forbid(unsafe_code)]
+
+pub mod model;
+pub mod request;
