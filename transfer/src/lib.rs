@@ -8,7 +8,10 @@ mod region;
 #[expect(unsafe_code, reason = "mappings and copy loops; every other module is safe")]
 mod sys;
 
-pub use copy::{copy_digest, copy_in_digest, copy_out_digest, digest, digest_ranges};
+pub use copy::{
+    Stores, copy_digest, copy_digest_ranges, copy_in_digest, copy_out_digest, copy_out_digest_with, digest,
+    digest_ranges,
+};
 pub use error::{Error, ErrorKind};
 pub use region::{
     Access, Export, Generation, MemoryKind, PAGE_BYTES, REGION_BYTES_MAX, Region, RegionId, RegionSlice,

@@ -1,6 +1,7 @@
 //! Registered memory: who owns it, how it is named, and bounds-checked windows onto it.
 
 use std::fmt;
+use std::num::NonZeroUsize;
 use std::ops::{Bound, RangeBounds};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -290,6 +291,15 @@ impl RegionSlice {
     pub fn slice(&self, range: impl RangeBounds<usize>) -> Result<Self, Error> {
         let (start, end) = checked(range, self.len)?;
         Ok(Self { memory: Arc::clone(&self.memory), offset: self.offset + start, len: end - start })
+    }
+
+    /// The window cut into pieces of `range_bytes`; the last may be shorter.
+    pub(crate) fn ranges(&self, range_bytes: NonZeroUsize) -> impl Iterator<Item = Self> {
+        (0..self.len).step_by(range_bytes.get()).map(move |start| Self {
+            memory: Arc::clone(&self.memory),
+            offset: self.offset + start,
+            len: range_bytes.get().min(self.len - start),
+        })
     }
 
     /// Copies `src` into the window.
