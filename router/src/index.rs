@@ -1,0 +1,511 @@
+//! Who has what: a copy of the store's knowledge, built from its event feed and from nothing else.
+//!
+//! [`Index::apply`] takes one message of the feed; when the copy can no longer be right it says so with a [`Rejoin`],
+//! and the feed joins again from a snapshot. [`Index::matches`] answers for a whole prompt. The answer may be old; it
+//! is good for choosing an endpoint and for nothing else.
+
+mod places;
+mod runs;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, RwLock};
+
+use hearth_proto::event::Digest;
+use hearth_proto::identity::{CacheIdentity, IdentityError};
+use hearth_proto::key::{BlockKey, KeysError, unpack};
+use hearth_proto::v1::feed_message::Body;
+use hearth_proto::v1::{FeedMessage, Heartbeat, Registered, Removed, Stored, Tier};
+use thiserror::Error;
+
+pub use self::places::PLACES_MAX;
+use self::places::{PlaceId, PlaceSet, Places};
+use self::runs::Runs;
+
+/// Shards that a node may have.
+pub const SHARDS_MAX: u32 = 4096;
+/// Blocks of one index: about 1 GiB.
+pub const BLOCKS_MAX: usize = 1 << 26;
+/// Identities of which the index keeps track. Of one model it uses the latest [`IDENTITIES_PER_MODEL_MAX`].
+pub const IDENTITIES_MAX: usize = 1024;
+/// Identities under which one model's prompts are looked up: more than one while its engines are being replaced.
+pub const IDENTITIES_PER_MODEL_MAX: usize = 4;
+
+/// The index, written by the feed and read by every request. Held for microseconds, never across an await.
+pub type SharedIndex = Arc<RwLock<Index>>;
+
+/// A copy of who has what.
+#[derive(Debug, Default)]
+pub struct Index {
+    incarnation: Option<u64>,
+    shards: BTreeMap<u32, Shard>,
+    places: Places,
+    runs: Runs,
+    /// By the name that users ask for; the latest last.
+    models: BTreeMap<String, Vec<Arc<CacheIdentity>>>,
+}
+
+/// What is known of one shard of the store.
+#[derive(Debug, Default)]
+struct Shard {
+    progress: Progress,
+    digest: Digest,
+}
+
+#[derive(Debug, Default, PartialEq, Eq)]
+enum Progress {
+    /// Nothing has come, so a snapshot must.
+    #[default]
+    Unknown,
+    /// Between the snapshot's two ends.
+    Snapshot,
+    /// Following; the last event had this number.
+    Following { seq: u64 },
+}
+
+/// The copy cannot be right any more, or cannot be kept: drop it and join the feed again.
+#[derive(Debug, Error)]
+pub enum Rejoin {
+    /// Events were lost.
+    #[error("shard {shard} sent event {found} after event {last}: events were lost")]
+    Gap {
+        /// The shard.
+        shard: u32,
+        /// The last event that came.
+        last: u64,
+        /// The one that came now.
+        found: u64,
+    },
+    /// The node restarted.
+    #[error("the store node restarted: incarnation {found} after {ours}")]
+    Incarnation {
+        /// Whose events the copy is made of.
+        ours: u64,
+        /// Whose event came.
+        found: u64,
+    },
+    /// Both sides count differently.
+    #[error("shard {shard} holds {theirs} entries by its own count, {ours} by ours")]
+    Digest {
+        /// The shard.
+        shard: u32,
+        /// Entries of the copy.
+        ours: u64,
+        /// Entries of the shard.
+        theirs: u64,
+    },
+    /// The store broke the rules of the feed.
+    #[error(transparent)]
+    Protocol(#[from] ProtocolError),
+    /// The store holds more than the index may.
+    #[error(
+        "the store holds more than this index may: {blocks} blocks, {PLACES_MAX} holders; start more routers"
+    )]
+    Full {
+        /// Blocks in the index.
+        blocks: usize,
+    },
+}
+
+impl Rejoin {
+    /// A word for the metrics.
+    pub fn label(&self) -> &'static str {
+        match self {
+            Self::Gap { .. } => "gap",
+            Self::Incarnation { .. } => "incarnation",
+            Self::Digest { .. } => "digest",
+            Self::Protocol(_) => "protocol",
+            Self::Full { .. } => "full",
+        }
+    }
+}
+
+/// A message that no store of this release sends.
+#[derive(Debug, Error)]
+pub enum ProtocolError {
+    /// A message without a body.
+    #[error(
+        "a feed message is of a kind that this release does not know; run the same release on both sides"
+    )]
+    Kind,
+    /// A shard number out of range.
+    #[error("the feed speaks of shard {0}; a node has at most {SHARDS_MAX}")]
+    Shard(u32),
+    /// An event before the snapshot, or a snapshot's end without its begin.
+    #[error("shard {0} sent an event outside of the order snapshot, then changes")]
+    Order(u32),
+    /// The keys are no list of keys.
+    #[error(transparent)]
+    Keys(#[from] KeysError),
+    /// The tier has no name.
+    #[error("the feed names tier {0}, which this release does not know; run the same release on both sides")]
+    Tier(i32),
+    /// A block cannot be in two shards.
+    #[error("shard {found} tells of block {key:?}, which belongs to shard {ours}")]
+    Moved {
+        /// The block.
+        key: BlockKey,
+        /// The shard that told of it first.
+        ours: u32,
+        /// The shard that tells of it now.
+        found: u32,
+    },
+    /// The identity cannot be used.
+    #[error("the feed names an unusable identity: {0}")]
+    Identity(#[from] IdentityError),
+    /// Both sides hash identities differently.
+    #[error("the store hashes the identity of {0:?} differently; run the same release on both sides")]
+    Fingerprint(String),
+}
+
+/// What is held of one chain of blocks.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Match {
+    /// Engines that hold a beginning of the chain in their own pages, each with the number of blocks.
+    pub engines: Vec<HolderMatch>,
+    /// Which blocks the store can load, in order.
+    pub store: Vec<StoreSpan>,
+}
+
+/// How much of a chain an engine holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HolderMatch {
+    /// The name that the engine gave itself.
+    pub holder: Arc<str>,
+    /// Blocks from the first on.
+    pub blocks: usize,
+}
+
+/// Consecutive blocks of a chain in one tier of the store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StoreSpan {
+    /// Position of the first one in the chain.
+    pub first: usize,
+    /// Position after the last one.
+    pub end: usize,
+    /// The fastest tier that has them.
+    pub tier: Tier,
+}
+
+/// Blocks that the store can load, by tier.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Loadable {
+    /// From pinned memory.
+    pub pinned: usize,
+    /// From NVMe.
+    pub nvme: usize,
+}
+
+impl Match {
+    /// Blocks that `holder` holds from the first on.
+    pub fn held_by(&self, same: impl Fn(&str) -> bool) -> usize {
+        self.engines.iter().filter(|held| same(&held.holder)).map(|held| held.blocks).max().unwrap_or(0)
+    }
+
+    /// What the store can add, without a hole, to the first `held` blocks.
+    pub fn loadable_after(&self, held: usize) -> Loadable {
+        let mut loadable = Loadable::default();
+        let mut next = held;
+        for span in self.store.iter().skip_while(|span| span.end <= held) {
+            if span.first > next {
+                break;
+            }
+            let blocks = span.end - next;
+            match span.tier {
+                Tier::Pinned => loadable.pinned += blocks,
+                _ => loadable.nvme += blocks,
+            }
+            next = span.end;
+        }
+        loadable
+    }
+}
+
+impl Index {
+    /// Takes one message of the feed.
+    ///
+    /// # Errors
+    /// The copy is of no use any more: [`Self::clear`] it and join again.
+    pub fn apply(&mut self, message: FeedMessage) -> Result<(), Rejoin> {
+        let found = message.incarnation;
+        match self.incarnation {
+            Some(ours) if ours != found => return Err(Rejoin::Incarnation { ours, found }),
+            _ => self.incarnation = Some(found),
+        }
+        let shard = message.shard;
+        if shard >= SHARDS_MAX {
+            return Err(ProtocolError::Shard(shard).into());
+        }
+        match message.body.ok_or(ProtocolError::Kind)? {
+            Body::SnapshotBegin(_) => self.begin(shard),
+            Body::SnapshotEnd(end) => self.end(shard, end.seq),
+            Body::Heartbeat(heartbeat) => self.check(shard, heartbeat),
+            Body::Stored(stored) => {
+                self.advance(shard, message.seq)?;
+                self.stored(shard, &stored)
+            }
+            Body::Removed(removed) => {
+                self.advance(shard, message.seq)?;
+                self.removed(shard, &removed)
+            }
+            Body::Registered(registered) => {
+                self.advance(shard, message.seq)?;
+                self.registered(registered)
+            }
+        }
+    }
+
+    /// Forgets everything.
+    pub fn clear(&mut self) {
+        *self = Self::default();
+    }
+
+    /// How much of the chain `keys` is held, and by whom.
+    ///
+    /// Costs a table lookup per run of blocks and a comparison per block. A hole ends an engine's match; the store's
+    /// blocks are reported behind a hole, too, as far as an engine's own pages bridge it.
+    pub fn matches(&self, keys: &[BlockKey]) -> Match {
+        let mut walk = Walk::new(&self.places);
+        while let Some(at) = keys.get(walk.blocks).and_then(|key| self.runs.find(key.prefix())) {
+            let from = walk.blocks;
+            for (blocks, holders) in self.runs.pieces(at, keys[from..].iter().map(BlockKey::prefix)) {
+                if !walk.step(blocks, holders) {
+                    return walk.finish();
+                }
+            }
+        }
+        walk.finish()
+    }
+
+    /// The identities of the model that users ask for under this name, the latest first.
+    pub fn identities(&self, model: &str) -> Vec<Arc<CacheIdentity>> {
+        let known = self.models.get(model).map(Vec::as_slice).unwrap_or_default();
+        known.iter().rev().take(IDENTITIES_PER_MODEL_MAX).cloned().collect()
+    }
+
+    /// Whether every shard that was heard of has finished its snapshot, and there is one.
+    pub fn complete(&self) -> bool {
+        let following = |shard: &Shard| matches!(shard.progress, Progress::Following { .. });
+        !self.shards.is_empty() && self.shards.values().all(following)
+    }
+
+    /// Blocks in the index.
+    pub fn blocks(&self) -> usize {
+        self.runs.blocks()
+    }
+
+    /// Bytes that the index takes, to within the allocator's overhead. Takes time in proportion to its runs.
+    pub fn bytes(&self) -> usize {
+        self.runs.bytes()
+    }
+
+    fn begin(&mut self, shard: u32) -> Result<(), Rejoin> {
+        let places = &mut self.places;
+        self.runs.forget(shard, |blocks, holders| {
+            let blocks = u64::try_from(blocks).expect("blocks of a run fit 64 bits");
+            holders.iter().for_each(|place| places.went(place, blocks));
+        });
+        if shard == REGISTRY_SHARD {
+            self.models.clear();
+        }
+        self.shards.insert(shard, Shard { progress: Progress::Snapshot, digest: Digest::default() });
+        Ok(())
+    }
+
+    fn end(&mut self, shard: u32, seq: u64) -> Result<(), Rejoin> {
+        let state = self.shards.entry(shard).or_default();
+        if state.progress != Progress::Snapshot {
+            return Err(ProtocolError::Order(shard).into());
+        }
+        state.progress = Progress::Following { seq };
+        Ok(())
+    }
+
+    /// Accepts the number of an event, or finds that events are missing.
+    fn advance(&mut self, shard: u32, found: u64) -> Result<(), Rejoin> {
+        match &mut self.shards.entry(shard).or_default().progress {
+            Progress::Snapshot if found == 0 => Ok(()),
+            Progress::Following { seq } if seq.checked_add(1) == Some(found) => {
+                *seq = found;
+                Ok(())
+            }
+            Progress::Following { seq } => Err(Rejoin::Gap { shard, last: *seq, found }),
+            Progress::Snapshot | Progress::Unknown => Err(ProtocolError::Order(shard).into()),
+        }
+    }
+
+    /// Compares with what the shard says it holds.
+    fn check(&mut self, shard: u32, heartbeat: Heartbeat) -> Result<(), Rejoin> {
+        let state = self.shards.entry(shard).or_default();
+        let Progress::Following { seq } = state.progress else {
+            return Err(ProtocolError::Order(shard).into());
+        };
+        if heartbeat.seq != seq {
+            return Err(Rejoin::Gap { shard, last: seq, found: heartbeat.seq });
+        }
+        let theirs = Digest { entries: heartbeat.entries, bits: heartbeat.digest };
+        if state.digest != theirs {
+            return Err(Rejoin::Digest { shard, ours: state.digest.entries, theirs: theirs.entries });
+        }
+        Ok(())
+    }
+
+    fn stored(&mut self, shard: u32, stored: &Stored) -> Result<(), Rejoin> {
+        let tier = known_tier(stored.tier)?;
+        let keys = unpack(&stored.keys).map_err(ProtocolError::from)?;
+        let parent = unpack(&stored.parent).map_err(ProtocolError::from)?;
+        let full = Rejoin::Full { blocks: self.runs.blocks() };
+        if self.runs.blocks().saturating_add(keys.len()) > BLOCKS_MAX {
+            return Err(full);
+        }
+        let Some(place) = self.places.intern(tier, &stored.holder) else { return Err(full) };
+        let digest = &mut self.shards.entry(shard).or_default().digest;
+        let mut add = |key: &BlockKey| digest.add(key, tier, &stored.holder);
+        let mut parent = parent.first().and_then(|parent| self.runs.find(parent.prefix()));
+        let mut new = 0;
+        let mut next = 0;
+        while let Some(key) = keys.get(next) {
+            if let Some(at) = self.runs.find(key.prefix()) {
+                same_shard(&self.runs, at, (shard, key))?;
+                let blocks = pieces_blocks(&self.runs, at, &keys[next..]);
+                self.runs.hold(at, blocks, place, |position| {
+                    add(&keys[next + position]);
+                    new += 1;
+                });
+                parent = Some(at.plus(blocks - 1));
+                next += blocks;
+            } else {
+                let Ok(at) = self.runs.push(key.prefix(), parent, shard, place) else { return Err(full) };
+                add(key);
+                new += 1;
+                parent = Some(at);
+                next += 1;
+            }
+        }
+        self.places.came(place, new);
+        Ok(())
+    }
+
+    fn removed(&mut self, shard: u32, removed: &Removed) -> Result<(), Rejoin> {
+        let tier = known_tier(removed.tier)?;
+        let keys = unpack(&removed.keys).map_err(ProtocolError::from)?;
+        // What was never there is removed already; should the store disagree, its digest will say so.
+        let Some(place) = self.places.find(tier, &removed.holder) else { return Ok(()) };
+        let digest = &mut self.shards.entry(shard).or_default().digest;
+        let mut gone = 0;
+        let mut next = 0;
+        while let Some(key) = keys.get(next) {
+            let Some(at) = self.runs.find(key.prefix()) else {
+                next += 1;
+                continue;
+            };
+            same_shard(&self.runs, at, (shard, key))?;
+            let blocks = pieces_blocks(&self.runs, at, &keys[next..]);
+            self.runs.release(at, blocks, place, |position| {
+                digest.remove(&keys[next + position], tier, &removed.holder);
+                gone += 1;
+            });
+            next += blocks;
+        }
+        self.places.went(place, gone);
+        Ok(())
+    }
+
+    fn registered(&mut self, registered: Registered) -> Result<(), Rejoin> {
+        let identity = registered.identity.ok_or(ProtocolError::Identity(IdentityError::Missing))?;
+        let identity = CacheIdentity::try_from(identity).map_err(ProtocolError::from)?;
+        if registered.fingerprint != identity.fingerprint().0 {
+            return Err(ProtocolError::Fingerprint(identity.model).into());
+        }
+        if self.models.values().map(Vec::len).sum::<usize>() >= IDENTITIES_MAX {
+            return Err(Rejoin::Full { blocks: self.runs.blocks() });
+        }
+        // Users ask for an adapter by its own name.
+        let name = if identity.adapter.is_empty() { &identity.model } else { &identity.adapter };
+        let known = self.models.entry(name.clone()).or_default();
+        known.retain(|other| **other != identity);
+        known.push(Arc::new(identity));
+        Ok(())
+    }
+}
+
+/// Identities are registered with this shard.
+const REGISTRY_SHARD: u32 = 0;
+
+fn known_tier(number: i32) -> Result<Tier, ProtocolError> {
+    match Tier::try_from(number) {
+        Ok(Tier::Unspecified) | Err(_) => Err(ProtocolError::Tier(number)),
+        Ok(tier) => Ok(tier),
+    }
+}
+
+fn same_shard(runs: &Runs, at: runs::At, (found, key): (u32, &BlockKey)) -> Result<(), ProtocolError> {
+    let ours = runs.shard(at);
+    if ours == found { Ok(()) } else { Err(ProtocolError::Moved { key: *key, ours, found }) }
+}
+
+/// Blocks from `at` on that agree with `keys`.
+fn pieces_blocks(runs: &Runs, at: runs::At, keys: &[BlockKey]) -> usize {
+    runs.pieces(at, keys.iter().map(BlockKey::prefix)).map(|(blocks, _)| blocks).sum()
+}
+
+/// One pass over a chain.
+struct Walk<'a> {
+    places: &'a Places,
+    /// Blocks passed.
+    blocks: usize,
+    /// Engines that hold all of them. `None` before the first block.
+    alive: Option<PlaceSet>,
+    found: Match,
+}
+
+impl<'a> Walk<'a> {
+    fn new(places: &'a Places) -> Self {
+        Self { places, blocks: 0, alive: None, found: Match::default() }
+    }
+
+    /// Passes `blocks` that `holders` hold. Tells whether it is worth going on.
+    fn step(&mut self, blocks: usize, holders: &PlaceSet) -> bool {
+        let engines = self.places.engines_of(holders);
+        let alive = match self.alive.take() {
+            None => engines,
+            Some(before) => {
+                let after = before.and(&engines);
+                if after != before {
+                    let ended: Vec<PlaceId> = before.iter().filter(|&id| !after.contains(id)).collect();
+                    ended.into_iter().for_each(|id| self.end(id));
+                }
+                after
+            }
+        };
+        let tier = self.places.store_tier_of(holders);
+        if tier.is_none() && alive.is_empty() {
+            self.alive = Some(alive);
+            return false;
+        }
+        let first = self.blocks;
+        self.blocks += blocks;
+        if let Some(tier) = tier {
+            match self.found.store.last_mut() {
+                Some(span) if span.end == first && span.tier == tier => span.end = self.blocks,
+                _ => self.found.store.push(StoreSpan { first, end: self.blocks, tier }),
+            }
+        }
+        self.alive = Some(alive);
+        true
+    }
+
+    /// The engine holds what was passed and no more.
+    fn end(&mut self, id: PlaceId) {
+        let holder = Arc::clone(&self.places.place(id).holder);
+        self.found.engines.push(HolderMatch { holder, blocks: self.blocks });
+    }
+
+    fn finish(mut self) -> Match {
+        for id in self.alive.take().unwrap_or_default().iter() {
+            self.end(id);
+        }
+        self.found
+    }
+}
