@@ -1,0 +1,3 @@
+//! Where the bytes of blocks lie.
+
+pub mod nvme;
