@@ -96,6 +96,21 @@ pub fn copy_digest_ranges(
     Ok(parts.map(|(dst, src)| raw::region_to_region(&dst, &src, stores)).collect())
 }
 
+/// Copies `src` to `dst`, without a digest. Windows of one region may overlap; what lands is then
+/// unspecified.
+///
+/// # Errors
+/// [`Error::LengthMismatch`] and [`Error::ReadOnly`]; nothing is copied then.
+pub fn copy_window(dst: &RegionSlice, src: &RegionSlice) -> Result<(), Error> {
+    dst.check_write(src.len())?;
+    match Stores::for_bytes(src.len()) {
+        Stores::Cached => raw::region_move(dst, src),
+        // The digest comes free with streaming stores, and no faster copy is known.
+        Stores::Streaming => drop(raw::region_to_region(dst, src, Stores::Streaming)),
+    }
+    Ok(())
+}
+
 /// The CRC-32 of a window.
 #[must_use]
 pub fn digest(slice: &RegionSlice) -> u32 {

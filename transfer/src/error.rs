@@ -2,6 +2,8 @@
 
 use std::io;
 
+use crate::caps::TransportKind;
+use crate::peer::PeerId;
 use crate::region::{Generation, RegionId};
 
 /// What the caller does next about an [`Error`].
@@ -103,6 +105,67 @@ pub enum Error {
         /// The generation the owner has.
         actual: Generation,
     },
+    /// A batch of no operations.
+    #[error("a batch needs at least one operation")]
+    EmptyBatch,
+    /// A batch that could never be posted.
+    #[error("a batch of {ops} operations exceeds the {max} that may be in flight; split it")]
+    BatchTooLarge {
+        /// Operations of the batch.
+        ops: usize,
+        /// Operations in flight per peer.
+        max: u32,
+    },
+    /// An operation of too many pieces.
+    #[error("an operation of {segments} local segments exceeds the {max} it may have; split it")]
+    TooManySegments {
+        /// Segments of the operation.
+        segments: usize,
+        /// The bound.
+        max: usize,
+    },
+    /// The bound of operations in flight is reached.
+    #[error("{max} operations to this peer are in flight; reap completions, then post again")]
+    Busy {
+        /// Operations in flight per peer.
+        max: u32,
+    },
+    /// The deadline passed before the operation came to rest.
+    #[error("the deadline passed before the bytes had landed; use nothing of the destination")]
+    Expired,
+    /// The operation failed on its way.
+    #[error("{transport} failed to carry the operation out; post it again")]
+    Failed {
+        /// The transport.
+        transport: TransportKind,
+    },
+    /// The peer has died or closed its side.
+    #[error("peer {peer} is gone; open it again and import its regions anew")]
+    PeerGone {
+        /// The peer.
+        peer: PeerId,
+    },
+    /// No such peer is open, or an operation of a batch names another one.
+    #[error("peer {peer} is not open here or not the one the operation names; open it first")]
+    UnknownPeer {
+        /// The peer.
+        peer: PeerId,
+    },
+    /// Too many peers.
+    #[error("{max} peers are open; close one first")]
+    TooManyPeers {
+        /// The bound.
+        max: usize,
+    },
+    /// An address of another transport.
+    #[error("this transport opens a peer by {expected}")]
+    WrongAddress {
+        /// What it takes.
+        expected: &'static str,
+    },
+    /// Nobody answers at the address.
+    #[error("nobody answers at this address; check that the peer runs, then try again")]
+    Unreachable,
 }
 
 impl Error {
@@ -115,11 +178,19 @@ impl Error {
             | Self::ReadOnly
             | Self::Empty
             | Self::NotShared { .. }
-            | Self::TooManyDescriptors { .. } => ErrorKind::Misuse,
+            | Self::TooManyDescriptors { .. }
+            | Self::EmptyBatch
+            | Self::BatchTooLarge { .. }
+            | Self::TooManySegments { .. }
+            | Self::UnknownPeer { .. }
+            | Self::TooManyPeers { .. }
+            | Self::WrongAddress { .. } => ErrorKind::Misuse,
             Self::Unsealed { .. } => ErrorKind::GiveUp,
-            Self::SizeMismatch { .. } | Self::UnknownRegion { .. } | Self::WrongGeneration { .. } => {
-                ErrorKind::Reconnect
-            }
+            Self::Busy { .. } | Self::Expired | Self::Failed { .. } | Self::Unreachable => ErrorKind::Retry,
+            Self::SizeMismatch { .. }
+            | Self::UnknownRegion { .. }
+            | Self::WrongGeneration { .. }
+            | Self::PeerGone { .. } => ErrorKind::Reconnect,
             Self::Os { source, .. } => kind_of_os(source.kind()),
         }
     }

@@ -35,6 +35,14 @@ pub(crate) unsafe fn copy(dst: *mut u8, src: *const u8, len: usize) {
     unsafe { std::ptr::copy_nonoverlapping(src, dst, len) }
 }
 
+/// Copies one window to another of the same length.
+pub(crate) fn region_move(dst: &RegionSlice, src: &RegionSlice) {
+    let (dst, src) = (dst.raw(), src.raw());
+    assert_eq!(dst.len, src.len, "lengths are checked before");
+    // SAFETY: both windows are live for `len` bytes and `dst` is writable; overlap is allowed here.
+    unsafe { std::ptr::copy(src.ptr, dst.ptr, src.len) }
+}
+
 /// Copies one window to another of the same length, and digests what was stored.
 pub(crate) fn region_to_region(dst: &RegionSlice, src: &RegionSlice, stores: Stores) -> u32 {
     let (dst, src) = (dst.raw(), src.raw());

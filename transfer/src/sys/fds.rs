@@ -89,3 +89,6 @@ pub fn recv_with_fds(socket: impl AsFd, buffer: &mut [u8]) -> io::Result<(usize,
 fn invalid(error: Error) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidInput, error)
 }
+
+#[cfg(test)]
+mod tests;

@@ -71,13 +71,15 @@ impl Mapping {
         self.fd.as_ref().map(OwnedFd::as_fd)
     }
 
-    /// Has the kernel map every page now. False where it cannot (before Linux 5.14, or out of memory).
-    pub(crate) fn populate(&self) -> bool {
-        let advice = match self.access {
-            Access::Read => Advice::LinuxPopulateRead,
-            Access::ReadWrite => Advice::LinuxPopulateWrite,
-        };
-        self.advise(advice)
+    /// Has the kernel take and map every page now. False where it cannot (before Linux 5.14, or out of
+    /// memory).
+    pub(crate) fn populate_to_write(&self) -> bool {
+        self.advise(Advice::LinuxPopulateWrite)
+    }
+
+    /// The same without making a page dirty.
+    pub(crate) fn populate_to_read(&self) -> bool {
+        self.advise(Advice::LinuxPopulateRead)
     }
 
     fn advise(&self, advice: Advice) -> bool {
