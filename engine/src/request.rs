@@ -50,6 +50,8 @@ pub struct Sampling {
     pub top_p: f32,
     /// Keep this many of the most likely tokens; `None` keeps all.
     pub top_k: Option<usize>,
+    /// Drop tokens less likely than this share of the most likely one, in [0, 1]; 0 keeps all.
+    pub min_p: f32,
     /// Equal seeds, prompts and settings give equal tokens. `None` takes a seed from the request id.
     pub seed: Option<u64>,
     /// Subtracted once from the logit of every token generated so far, in [-2, 2].
@@ -65,6 +67,7 @@ impl Sampling {
             temperature: 0.0,
             top_p: 1.0,
             top_k: None,
+            min_p: 0.0,
             seed: None,
             presence_penalty: 0.0,
             frequency_penalty: 0.0,

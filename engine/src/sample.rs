@@ -1,4 +1,4 @@
-//! From logits to a token: greedy, or drawn at random from what temperature, top-k and top-p leave.
+//! From logits to a token: greedy, or drawn at random from what temperature, top-k, top-p and min-p leave.
 //!
 //! No clock and no ambient randomness: draw `n` of a request depends on its seed and on `n` alone, so
 //! a request gets the same tokens whatever else runs in its batch.
@@ -57,6 +57,7 @@ impl Sampler {
         let chosen = if self.sampling.temperature > 0.0 {
             self.weigh(logits, logits[best as usize]);
             self.keep_top_p();
+            self.keep_min_p();
             draw(&self.candidates, unit(self.seed, self.draws)).unwrap_or(best)
         } else {
             best
@@ -120,6 +121,14 @@ impl Sampler {
             sum >= reach
         });
         candidates.truncate(reached.map_or(candidates.len(), |last| last + 1));
+    }
+
+    /// Drops candidates lighter than `min_p` of the heaviest, whose weight is 1.
+    fn keep_min_p(&mut self) {
+        let min_p = f64::from(self.sampling.min_p);
+        if min_p > 0.0 {
+            self.candidates.retain(|c| c.weight >= min_p);
+        }
     }
 }
 

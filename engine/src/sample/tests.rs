@@ -63,6 +63,15 @@ proptest! {
     }
 
     #[test]
+    fn min_p_drops_the_unlikely(logits in logits(), min_p in 0.01f32..1.0, temperature in 0.1f32..2.0) {
+        let ranked = ranked(&logits, temperature);
+        let floor = f64::from(min_p) * ranked[0].1 * (1.0 - 1e-9);
+        for token in picks(&Sampling { min_p, ..sampling(temperature) }, &logits, 50) {
+            prop_assert!(ranked.iter().any(|&(t, p)| t == token && p >= floor));
+        }
+    }
+
+    #[test]
     fn equal_seeds_give_equal_tokens(logits in logits(), seed: u64, other in 0u64..100) {
         let settings = Sampling { seed: Some(seed), top_p: 0.9, ..sampling(1.0) };
         let mut first = Sampler::new(settings.clone(), 0);
