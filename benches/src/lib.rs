@@ -16,6 +16,7 @@ pub mod case;
 pub mod cli;
 pub mod machine;
 pub mod memory;
+pub mod peer;
 pub mod progress;
 pub mod report;
 pub mod setting;

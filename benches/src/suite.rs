@@ -4,6 +4,7 @@ use crate::case::Case;
 use crate::setting::Setting;
 
 mod copy;
+mod store;
 
 /// A list of cases about one thing.
 pub struct Suite {
@@ -16,4 +17,4 @@ pub struct Suite {
 }
 
 /// Every suite.
-pub const SUITES: &[Suite] = &[copy::SUITE];
+pub const SUITES: &[Suite] = &[copy::SUITE, store::SUITE];
