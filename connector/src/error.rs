@@ -283,8 +283,6 @@ pub(crate) enum Violation {
     PayloadBytes { ours: usize, theirs: u64 },
     #[error("a shared region cannot be mapped: {0}")]
     Memory(#[from] hearth_transfer::Error),
-    #[error("a greeting or welcome without its content")]
-    Handshake,
 }
 
 #[cfg(test)]

@@ -50,16 +50,20 @@
 
 #![forbid(unsafe_code)]
 
+mod advertised;
 mod backend;
+mod client;
 mod config;
 mod error;
 pub mod fake;
 mod grant;
+mod hello;
 mod lease;
 mod local;
 mod metrics;
 mod off;
 mod reservation;
+mod session;
 mod store;
 
 pub use config::StoreConfig;

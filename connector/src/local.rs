@@ -12,6 +12,7 @@ use hearth_proto::header::{BlockHeader, Generation, HEADER_BYTES};
 use hearth_proto::identity::{CacheIdentity, Fingerprint};
 use hearth_proto::key::BlockKey;
 use hearth_proto::layout::BlockLayout;
+use hearth_proto::limit::FRAME_BYTES_MAX;
 use hearth_proto::tenant::{TenantId, TenantName};
 use hearth_transfer::{PAGE_BYTES, Region, RegionSlice, copy_out_digest, digest_ranges};
 
@@ -82,6 +83,9 @@ pub(crate) struct Slot {
     generation: Generation,
 }
 
+/// Bytes of one block in a Seal beside its checksums, and the message's own share.
+const SEALED_BLOCK_BYTES: usize = 48;
+
 /// What all blocks of one client have in common.
 #[derive(Clone, Debug)]
 pub(crate) struct Scope {
@@ -102,6 +106,12 @@ impl Scope {
             payload_bytes: layout.payload_bytes(),
             range_bytes,
         })
+    }
+
+    /// Blocks of one reservation, so that the message which seals them all fits in a frame.
+    pub(crate) fn reserve_blocks_max(&self) -> usize {
+        let crcs = self.payload_bytes.div_ceil(self.range_bytes.get());
+        FRAME_BYTES_MAX / (SEALED_BLOCK_BYTES + size_of::<u32>() * crcs)
     }
 
     /// Whether `header` is the one of block `key` in a slot of this generation.
@@ -186,11 +196,6 @@ impl Slot {
 
     pub(crate) fn payload(&self) -> &RegionSlice {
         &self.payload
-    }
-
-    #[cfg(test)]
-    pub(crate) fn header_window(&self) -> &RegionSlice {
-        &self.header
     }
 }
 

@@ -10,6 +10,7 @@ use hearth_proto::limit::CHAIN_BLOCKS_MAX;
 use hearth_proto::v1;
 
 use crate::backend::{Answer, Backend, Failure, Op, Outcome};
+use crate::client;
 use crate::config::StoreConfig;
 use crate::error::{Miss, State, Violation};
 use crate::fake;
@@ -106,7 +107,17 @@ impl Store {
         let metrics = config.metrics.clone();
         match Scope::new(&config.identity, &config.tenant) {
             Err(refusal) => Self::of(Arc::new(Off::refused(refusal)), None, metrics),
-            Ok(_scope) => Self::of(Arc::new(Off::new()), None, metrics),
+            Ok(_scope) if config.socket.is_none() => Self::of(Arc::new(Off::new()), None, metrics),
+            Ok(scope) => {
+                let scope = Arc::new(scope);
+                match client::Client::start(config, Arc::clone(&scope)) {
+                    Ok(client) => Self::of(Arc::new(client), Some(scope), metrics),
+                    Err(error) => {
+                        tracing::error!(%error, "no thread or descriptor for the store's connection; there is no store");
+                        Self::of(Arc::new(Off::new()), None, metrics)
+                    }
+                }
+            }
         }
     }
 
@@ -205,31 +216,33 @@ impl Store {
     }
 
     /// Reserves slots for the blocks of `chain` from `first` on that the store does not hold and nobody is writing.
-    /// `chain` begins at its root. Blocks until answered, to the deadline at most. Any failure grants nothing.
+    /// `chain` begins at its root. Blocks until answered, to the deadline at most. Any failure grants nothing. Of a
+    /// very long chain, the blocks that no single message could seal count as refused.
     pub fn reserve(&self, chain: &[BlockKey], first: usize, deadline: Instant) -> Reservation {
         let asked_at = Instant::now();
-        let chain = &chain[..chain.len().min(CHAIN_BLOCKS_MAX)];
-        let payload_bytes = self.payload_bytes();
+        let missed = |miss| Reservation::missed(self.payload_bytes(), miss);
         let (scope, permit) = match self.permit() {
             Ok(parts) => parts,
-            Err(miss) => return Reservation::missed(payload_bytes, miss),
+            Err(miss) => return missed(miss),
         };
-        if first >= chain.len() {
-            return Reservation::missed(payload_bytes, Miss::Misuse);
+        if first >= chain.len().min(CHAIN_BLOCKS_MAX) {
+            return missed(Miss::Misuse);
         }
+        let range = first..chain.len().min(CHAIN_BLOCKS_MAX).min(first + scope.reserve_blocks_max());
         let first_column = u32::try_from(first).expect("a chain is under 2^32 blocks");
-        let reserve = v1::Reserve { keys: key::pack(chain), first: first_column };
+        let reserve = v1::Reserve { keys: key::pack(&chain[..range.end]), first: first_column };
         let answer = match self.ask(Op::Reserve(reserve), deadline) {
             Ok(answer) => answer,
-            Err(failure) => return Reservation::missed(payload_bytes, failure.miss()),
+            Err(failure) => return missed(failure.miss()),
         };
         let Outcome::Reserved(reserved) = &answer.outcome else {
-            return Reservation::missed(payload_bytes, self.distrust(&answer, Violation::WrongAnswer));
+            return missed(self.distrust(&answer, Violation::WrongAnswer));
         };
-        match grant::reserved(reserved, &(first..chain.len()), payload_bytes, &answer.memory) {
-            Err(violation) => Reservation::missed(payload_bytes, self.distrust(&answer, violation)),
+        match grant::reserved(reserved, &range, scope.payload_bytes, &answer.memory) {
+            Err(violation) => missed(self.distrust(&answer, violation)),
             Ok(granted) => {
                 let refused = usize::try_from(reserved.refused).expect("checked against what was asked");
+                let refused = refused + (chain.len() - range.end);
                 let tally = Tally { asked: chain.len() - first, refused, asked_at };
                 Reservation::new(granted, tally, self.shared(&answer, scope), permit)
             }
