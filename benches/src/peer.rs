@@ -88,7 +88,7 @@ impl Running {
             if Instant::now() > end {
                 return Err(std::io::Error::from(ErrorKind::TimedOut)).doing("waiting for a program");
             }
-            thread::park_timeout(POLL);
+            thread::sleep(POLL);
         }
     }
 }
