@@ -8,6 +8,13 @@
 
 #![forbid(unsafe_code)]
 
+pub mod checkpoint;
+pub mod generate;
+pub mod kv;
 pub mod model;
 pub mod request;
 pub mod sample;
+pub mod text;
+
+#[cfg(test)]
+mod testing;

@@ -1,0 +1,3 @@
+//! The KV memory of the engine.
+
+pub mod pages;
