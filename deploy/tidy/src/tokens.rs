@@ -8,9 +8,10 @@ use crate::{Finding, Source};
 /// Files outside `sys` folders where `unsafe` may stand.
 const UNSAFE_FILES: &[&str] = &["cachesvc/src/io/uring.rs"];
 
-/// Files where a thread may sleep between two looks: what they wait for cannot wake them in time.
+/// Files where a thread may sleep between two looks: what they wait for cannot wake them.
 const POLLERS: &[(&str, &str)] = &[
     ("deploy/hearth/src/supervise.rs", "waits for several processes to end, within a grace"),
+    ("cachesvc/src/io/uring.rs", "backs off while the kernel refuses operations"),
     ("benches/src/peer.rs", "waits for a foreign server to answer or to end, whichever is first"),
 ];
 
