@@ -19,7 +19,7 @@ pub enum Stores {
     /// They stay in cache: for a destination that this CPU reads next, or that it reuses at once. A
     /// reused 1 MiB buffer that is read after each copy goes twice as fast as with streaming stores.
     Cached,
-    /// They go past the cache, about 1.3 times as fast where the destination is out of cache: for large
+    /// They go past the cache, about 1.4 times as fast where the destination is out of cache: for large
     /// copies that are read later, by another core, or by a device.
     Streaming,
 }

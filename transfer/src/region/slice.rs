@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::{Access, Memory, MemoryKind, RegionId};
 use crate::error::Error;
 
-/// A bounds-checked window onto a [`Region`]. It keeps the memory mapped while it lives, even when every
+/// A bounds-checked window onto a [`Region`](super::Region). It keeps the memory mapped while it lives, even when every
 /// `Region` handle is gone, so it can stand behind an operation in flight.
 ///
 /// Other processes may write shared memory at any time; therefore the bytes are copied in and out, and
