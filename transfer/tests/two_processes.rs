@@ -1,9 +1,10 @@
 //! Shared memory between two real processes: the test starts itself again as the owner of the memory,
-//! which sends ticket and descriptor over a unix socket and then dies.
+//! with one end of a socket pair as standard input. The owner sends ticket and descriptor over it and
+//! is then killed.
 
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixStream;
 use std::process::{Child, Command, Stdio};
 use std::time::Instant;
 
@@ -13,19 +14,17 @@ use hearth_transfer::{
     digest, recv_with_fds, send_all_with_fds,
 };
 
-const SOCKET: &str = "HEARTH_TRANSFER_TEST_SOCKET";
+const OWNER: &str = "HEARTH_TRANSFER_TEST_OWNER";
 const BYTES: usize = 1 << 20;
 
 #[test]
 fn memory_of_another_process_is_read_written_and_outlives_it() {
-    if let Ok(socket) = std::env::var(SOCKET) {
-        return own_memory(&UnixStream::connect(socket).expect("the parent listens"));
+    if std::env::var_os(OWNER).is_some() {
+        let socket = std::io::stdin().as_fd().try_clone_to_owned().expect("duplicates");
+        return own_memory(&UnixStream::from(socket));
     }
-    let folder = tempfile::tempdir().expect("a folder");
-    let path = folder.path().join("socket");
-    let listener = UnixListener::bind(&path).expect("binds");
-    let mut owner = Owner::start(&path);
-    let (mut socket, _) = listener.accept().expect("the owner connects");
+    let (mut socket, theirs) = UnixStream::pair().expect("a pair");
+    let mut owner = Owner::start(theirs);
 
     let mut shm = Shm::new();
     let link = socket.as_fd().try_clone_to_owned().expect("duplicates");
@@ -93,10 +92,11 @@ fn pattern() -> Vec<u8> {
 struct Owner(Child);
 
 impl Owner {
-    fn start(socket: &std::path::Path) -> Self {
+    fn start(socket: UnixStream) -> Self {
         let own = std::env::current_exe().expect("this test has a path");
         let mut command = Command::new(own);
-        Self(command.env(SOCKET, socket).stdout(Stdio::null()).spawn().expect("starts"))
+        command.env(OWNER, "1").stdin(OwnedFd::from(socket)).stdout(Stdio::null());
+        Self(command.spawn().expect("starts"))
     }
 
     fn kill(&mut self) {

@@ -8,7 +8,8 @@ use crate::op::Completion;
 const MS: Duration = Duration::from_millis(1);
 
 struct World {
-    _owner: Loopback,
+    // Its memory is offered as long as it lives.
+    owner: Loopback,
     poster: Loopback,
     region: Region,
     remote: RemoteRegion,
@@ -25,7 +26,7 @@ fn world(faults: Faults) -> World {
     region.whole().fill(8).expect("writable");
     let export = owner.register(&region, Access::ReadWrite).expect("registers");
     let remote = poster.import(peer, export, Access::ReadWrite).expect("imports");
-    World { _owner: owner, poster, region, remote, peer, start: Instant::now() }
+    World { owner, poster, region, remote, peer, start: Instant::now() }
 }
 
 impl World {
@@ -102,14 +103,12 @@ fn a_failed_operation_moves_nothing_and_a_corrupt_one_shows_in_its_digest() {
 
 #[test]
 fn what_is_withdrawn_is_refused() {
-    let fabric = Fabric::default();
     let mut world = world(Faults::default());
-    world._owner.deregister(world.region.id());
+    world.owner.deregister(world.region.id());
     let read = world.read();
     world.post(vec![read], 1, 5 * MS);
     let events = world.reap(MS);
     assert!(matches!(completed(&events[0]).ops[0].result, Err(Error::UnknownRegion { .. })));
-    drop(fabric);
 }
 
 proptest! {
