@@ -17,6 +17,18 @@ use hearth_transfer::RegionSlice;
 use rustix::io::Errno;
 use thiserror::Error;
 
+#[cfg(test)]
+mod conformance;
+#[cfg(test)]
+pub(crate) mod fault;
+mod files;
+mod pick;
+mod progress;
+pub mod psync;
+pub mod uring;
+
+pub use pick::open;
+
 /// Offsets, lengths and addresses of all operations are multiples of this.
 pub const IO_ALIGN_BYTES: usize = 4096;
 

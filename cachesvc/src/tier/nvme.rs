@@ -9,28 +9,50 @@
 //! segment in which a write or a sync failed takes no further writes: what a second sync would report about the first
 //! one's pages is not to be trusted.
 
+use std::fs::DirBuilder;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::PathBuf;
-use std::sync::mpsc::{SyncSender, TrySendError};
+use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
+use std::task::Waker;
 use std::thread::JoinHandle;
 
 use hearth_proto::header::Generation;
 
-use crate::io::{IoMode, IoPick};
-use crate::slots::{Slot, SlotBytes, SlotsConfig};
+use crate::io::{self, BlockIo, IoConfig, IoMode, IoOpenError, IoPick, QUEUE_DEPTH_MAX};
+use crate::slots::{SLOT_ALIGN_BYTES, Slot, SlotBytes, SlotsConfig};
 
 pub mod command;
+mod device;
 mod error;
 pub mod format;
 pub mod lock;
 pub mod meta;
+mod recover;
+mod segment;
+mod survey;
+#[cfg(test)]
+mod tests;
+mod verify;
+mod worker;
 
-pub use command::{Ack, BlockName, Command, Damage, Done, ReadError, SegmentError, Tag, WriteError};
-pub use error::NvmeError;
+use device::{Device, Pages};
+use error::ConfigError;
+use format::SEGMENT_BYTES_RANGE;
+use recover::{Blocks, Scan};
+use segment::{Place, errno};
+use survey::Survey;
+use worker::{Start, Worker};
+
+pub use command::{Ack, BlockName, Command, Damage, Done, Misuse, ReadError, SegmentError, Tag, WriteError};
+pub use error::{ConfigError as NvmeConfigError, NvmeError};
 pub use format::StoreId;
 pub use meta::{DataDir, DataDirError};
 
 /// Commands that wait in the channel at most. A shard that keeps no more than this many unanswered never sees it full.
 pub const COMMANDS_MAX: usize = 1024;
+
+/// Segments of one tier at most: each is an open file.
+pub const SEGMENTS_MAX: u64 = 1 << 16;
 
 /// Operations in flight on the device unless configured otherwise.
 pub const QUEUE_DEPTH_DEFAULT: u32 = 32;
@@ -62,6 +84,9 @@ pub type Sink = Box<dyn Fn(Done) + Send>;
 pub struct Recovered {
     /// The geometry for [`crate::slots::Slots::new`], within the budget.
     pub slots: SlotsConfig,
+    /// Segments that may exist at one time: fewer than the budget has room for while files that were set aside take
+    /// space, see [`crate::slots::Slots::limit_assigned`].
+    pub segments_usable: u32,
     /// Segments that exist. Restore those first: one without blocks needs no creation either.
     pub segments: Vec<RecoveredSegment>,
     /// Blocks, one per key, in no order. Payloads are checked when they are read.
@@ -123,7 +148,7 @@ pub struct RecoveryCounts {
 #[derive(Debug)]
 pub struct NvmeTier {
     commands: Option<SyncSender<Command>>,
-    waker: std::task::Waker,
+    waker: Waker,
     pick: IoPick,
     thread: Option<JoinHandle<()>>,
 }
@@ -136,8 +161,36 @@ impl NvmeTier {
     /// When the folder cannot be used, or holds segments of another version, store, shard or segment size. Nothing is
     /// deleted or changed then.
     pub fn open(config: NvmeConfig, sink: Sink) -> Result<(Self, Recovered), NvmeError> {
-        drop(sink);
-        Err(NvmeError::Gone(config.dir))
+        Self::open_on(config, sink, io::open)
+    }
+
+    /// Opens on the block I/O that `open_io` makes.
+    fn open_on<F>(config: NvmeConfig, sink: Sink, open_io: F) -> Result<(Self, Recovered), NvmeError>
+    where
+        F: FnOnce(&IoConfig) -> Result<Box<dyn BlockIo>, IoOpenError> + Send + 'static,
+    {
+        check(&config)?;
+        let (commands, inbox) = sync_channel(COMMANDS_MAX);
+        let (opened, outcome) = sync_channel(1);
+        let dir = config.dir.clone();
+        let builder = std::thread::Builder::new().name(format!("hearth-nvme-{}", config.shard));
+        let thread = builder.spawn(move || {
+            let outcome = start(&config, open_io).map(|(start, recovered)| {
+                let (waker, pick) = (start.device.waker(), start.device.pick().clone());
+                (Worker::new(start, sink), Opened { waker, pick, recovered })
+            });
+            match outcome {
+                Err(error) => drop(opened.send(Err(error))),
+                Ok((worker, tier)) => {
+                    if opened.send(Ok(tier)).is_ok() {
+                        worker.work(&inbox);
+                    }
+                }
+            }
+        });
+        let thread = thread.map_err(NvmeError::Thread)?;
+        let Opened { waker, pick, recovered } = outcome.recv().unwrap_or(Err(NvmeError::Gone(dir)))?;
+        Ok((Self { commands: Some(commands), waker, pick, thread: Some(thread) }, recovered))
     }
 
     /// Hands a command to the tier. Never blocks.
@@ -173,3 +226,80 @@ impl Drop for NvmeTier {
         }
     }
 }
+
+/// What the thread tells the handle once it is open.
+struct Opened {
+    waker: Waker,
+    pick: IoPick,
+    recovered: Recovered,
+}
+
+fn check(config: &NvmeConfig) -> Result<(), NvmeError> {
+    let NvmeConfig { bytes_max, segment_bytes, queue_depth, .. } = *config;
+    let whole = segment_bytes.is_multiple_of(SLOT_ALIGN_BYTES);
+    if !whole || !SEGMENT_BYTES_RANGE.contains(&segment_bytes) {
+        return Err(NvmeError::Config(ConfigError::SegmentBytes(segment_bytes)));
+    }
+    if bytes_max < segment_bytes {
+        return Err(NvmeError::Config(ConfigError::Budget { bytes_max, segment_bytes }));
+    }
+    if bytes_max / segment_bytes > SEGMENTS_MAX {
+        return Err(NvmeError::Config(ConfigError::Segments { bytes_max, segment_bytes }));
+    }
+    if !(1..=QUEUE_DEPTH_MAX).contains(&queue_depth) {
+        return Err(NvmeError::Config(ConfigError::QueueDepth(queue_depth)));
+    }
+    Ok(())
+}
+
+/// Recovers a tier, on its thread.
+fn start<F>(config: &NvmeConfig, open_io: F) -> Result<(Start, Recovered), NvmeError>
+where
+    F: FnOnce(&IoConfig) -> Result<Box<dyn BlockIo>, IoOpenError>,
+{
+    let at_dir = || NvmeError::at(&config.dir);
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(&config.dir)
+        .map_err(|error| at_dir()(errno(&error)))?;
+    let segments_max = u32::try_from(config.bytes_max / config.segment_bytes).expect("at most SEGMENTS_MAX");
+    let geometry = format::geometry(config.segment_bytes, segments_max);
+    let place = Place { dir: config.dir.clone(), store: config.store_id, shard: config.shard, geometry };
+    let listing = survey::list(&place.dir)?;
+    let found = u32::try_from(listing.segments.len()).unwrap_or(u32::MAX);
+    let files_max = segments_max.max(found).saturating_add(FILES_SPARE);
+    let (mode, queue_depth, dir) = (config.io, config.queue_depth, config.dir.clone());
+    let io = open_io(&IoConfig { mode, dir, queue_depth, files_max })?;
+    let mut device = Device::new(io, queue_depth);
+    let mut pages = Pages::new(device.queue_depth()).map_err(at_dir())?;
+    let zeros = recover::zero_page().map_err(at_dir())?;
+    let page = pages.take().expect("at least one");
+    let survey = survey::survey(&mut device, &place, &listing, &page)?;
+    pages.give(page);
+    let Survey { segments, generation_max: segment_generation, counts } = survey;
+    let scan = Scan {
+        device: &mut device,
+        place: &place,
+        segments: &segments,
+        pages: &mut pages,
+        zeros: &zeros,
+        counts,
+    };
+    let Blocks { blocks, generation_max, counts } = scan.run();
+    let lost = listing.set_aside + u32::try_from(counts.segments_set_aside).unwrap_or(u32::MAX);
+    let recovered = Recovered {
+        slots: geometry,
+        segments_usable: segments_max.saturating_sub(lost),
+        segments: segments.iter().map(|(number, segment)| segment.recovered(*number)).collect(),
+        blocks,
+        generation_max,
+        counts,
+    };
+    let segments = segments.into_iter().collect();
+    let generation_next = segment_generation + 1;
+    Ok((Start { device, place, pages, zeros, segments, generation_next }, recovered))
+}
+
+/// Files open beside the segments: one that is made, one that is probed.
+const FILES_SPARE: u32 = 2;

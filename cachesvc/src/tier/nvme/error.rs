@@ -99,6 +99,15 @@ pub enum ConfigError {
         /// Bytes of a segment.
         segment_bytes: u64,
     },
+    /// The budget is too many segments.
+    #[error("{bytes_max} bytes for the nvme tier of a shard are too many segments of {segment_bytes} bytes: configure \
+             larger segments (at most {max} per shard)", max = crate::tier::nvme::SEGMENTS_MAX)]
+    Segments {
+        /// The budget.
+        bytes_max: u64,
+        /// Bytes of a segment.
+        segment_bytes: u64,
+    },
     /// Segments of this size cannot be.
     #[error("segments of {0} bytes cannot be: use a multiple of 4096, from 64 KiB to 1 TiB")]
     SegmentBytes(u64),

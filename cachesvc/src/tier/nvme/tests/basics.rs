@@ -1,0 +1,184 @@
+//! Storing, finding, erasing, and the refusals of commands that cannot be right.
+
+use super::*;
+
+const ONE: Block = Block { number: 1, generation: 10 };
+const TWO: Block = Block { number: 2, generation: 11 };
+
+#[test]
+fn blocks_are_found_again_also_after_a_restart() {
+    for io in [IoMode::Uring, IoMode::Psync] {
+        let dir = folder();
+        let config = NvmeConfig { io, ..config(dir.path()) };
+        let rig = Rig::open(config.clone());
+        assert_eq!(rig.recovered.slots.segments_max, 8);
+        assert!(rig.blocks().is_empty() && rig.recovered.segments.is_empty());
+        assert_eq!(rig.create(0), Ok(()));
+        assert_eq!(rig.create(7), Ok(()));
+        assert_eq!(rig.write(slot(0, 0), ONE, Ack::Written), Ok(()));
+        assert_eq!(rig.write(slot(7, 5), TWO, Ack::Durable), Ok(()));
+        assert_eq!(rig.read(slot(0, 0), ONE), Ok(()));
+        assert_eq!(rig.read(slot(7, 5), TWO), Ok(()));
+        drop(rig);
+
+        let rig = Rig::open(config);
+        assert_eq!(rig.blocks(), [(slot(0, 0), ONE), (slot(7, 5), TWO)]);
+        assert_eq!(rig.recovered.generation_max, Generation(11));
+        let segment = |segment| RecoveredSegment { segment, class: class(), writable: true };
+        assert_eq!(rig.recovered.segments, [segment(0), segment(7)]);
+        let slots = u64::from(rig.recovered.slots.slots_per_segment(class()));
+        let counts = RecoveryCounts { slots_empty: 2 * slots - 2, ..RecoveryCounts::default() };
+        assert_eq!(rig.recovered.counts, counts);
+        assert_eq!(rig.read(slot(0, 0), ONE), Ok(()));
+        assert_eq!(rig.read(slot(7, 5), TWO), Ok(()));
+        assert_eq!(
+            rig.recovered.blocks.iter().find(|found| found.slot == slot(0, 0)).map(|b| b.depth),
+            Some(1)
+        );
+    }
+}
+
+#[test]
+fn what_is_erased_deleted_or_replaced_does_not_come_back() {
+    let dir = folder();
+    let rig = Rig::open(config(dir.path()));
+    for segment in 0..3 {
+        assert_eq!(rig.create(segment), Ok(()));
+        assert_eq!(
+            rig.write(slot(segment, 1), Block { number: u64::from(segment), generation: 1 }, Ack::Durable),
+            Ok(())
+        );
+    }
+    assert_eq!(rig.erase(slot(0, 1)), Ok(()));
+    assert_eq!(rig.delete(1), Ok(()));
+    assert_eq!(rig.delete(1), Ok(()), "deleted is deleted");
+    assert_eq!(rig.create(2), Ok(()));
+    for segment in [0, 2] {
+        let block = Block { number: u64::from(segment), generation: 1 };
+        assert!(matches!(rig.read(slot(segment, 1), block), Err(ReadError::Corrupt(Damage::Header(_)))));
+    }
+    assert_eq!(rig.read(slot(1, 1), ONE), Err(ReadError::NoSegment(1)));
+    drop(rig);
+    let rig = Rig::open(config(dir.path()));
+    assert_eq!(rig.blocks(), []);
+    assert_eq!(rig.recovered.segments.iter().map(|found| found.segment).collect::<Vec<_>>(), [0, 2]);
+}
+
+#[test]
+fn another_block_generation_tenant_or_identity_is_no_hit() {
+    let dir = folder();
+    let rig = Rig::open(config(dir.path()));
+    assert_eq!(rig.create(0), Ok(()));
+    assert_eq!(rig.write(slot(0, 0), ONE, Ack::Written), Ok(()));
+    let name = ONE.name();
+    let others = [
+        BlockName { key: BlockKey([9; 32]), ..name },
+        BlockName { generation: Generation(11), ..name },
+        BlockName { tenant: TenantId([9; 16]), ..name },
+        BlockName { fingerprint: Fingerprint([9; 32]), ..name },
+        BlockName { payload_bytes: PAYLOAD_BYTES - 1, ..name },
+    ];
+    for expect in others {
+        rig.send(Command::Read { tag: Tag(9), slot: slot(0, 0), expect, payload: blank() });
+        let Done::Read { tag: Tag(9), result } = rig.answer() else { panic!("an answer to the read") };
+        assert_eq!(result, Err(ReadError::Corrupt(Damage::OtherBlock)));
+    }
+}
+
+#[test]
+fn many_commands_get_one_answer_each() {
+    const COUNT: u64 = 96;
+    let dir = folder();
+    let rig = Rig::open(config(dir.path()));
+    let per_segment = u64::from(rig.recovered.slots.slots_per_segment(class()));
+    let place = |number: u64| slot((number / per_segment) as u32, (number % per_segment) as u32);
+    for segment in 0..=place(COUNT - 1).segment {
+        rig.send(Command::CreateSegment { tag: Tag(1000), segment, class: class() });
+    }
+    for number in 0..COUNT {
+        let block = Block { number, generation: number };
+        let ack = if number % 3 == 0 { Ack::Durable } else { Ack::Written };
+        let (header, payload) = (block.header(), block.area());
+        rig.send(Command::Write { tag: Tag(number), slot: place(number), header, payload, ack });
+    }
+    let mut written: Vec<u64> = Vec::new();
+    while written.len() < COUNT as usize {
+        match rig.answer() {
+            Done::Written { tag, result: Ok(()) } => written.push(tag.0),
+            Done::SegmentCreated { result: Ok(()), .. } => {}
+            other => panic!("{other:?}"),
+        }
+    }
+    written.sort_unstable();
+    assert_eq!(written, (0..COUNT).collect::<Vec<_>>());
+    for number in 0..COUNT {
+        assert_eq!(rig.read(place(number), Block { number, generation: number }), Ok(()));
+    }
+    drop(rig);
+    assert_eq!(Rig::open(config(dir.path())).blocks().len(), COUNT as usize);
+}
+
+#[test]
+fn commands_that_cannot_be_right_are_refused() {
+    let dir = folder();
+    let rig = Rig::open(config(dir.path()));
+    assert_eq!(rig.write(slot(0, 0), ONE, Ack::Written), Err(WriteError::NoSegment(0)));
+    assert_eq!(rig.create(8), Err(SegmentError::Misuse(Misuse::Budget)));
+    rig.send(Command::CreateSegment {
+        tag: Tag(1),
+        segment: 0,
+        class: SlotBytes::for_payload(SEGMENT_BYTES),
+    });
+    let Done::SegmentCreated { result, .. } = rig.answer() else { panic!("an answer to the creation") };
+    assert_eq!(result, Err(SegmentError::Misuse(Misuse::Size)));
+
+    assert_eq!(rig.create(0), Ok(()));
+    let past = slot(0, rig.recovered.slots.slots_per_segment(class()));
+    assert_eq!(rig.write(past, ONE, Ack::Written), Err(WriteError::Misuse(Misuse::NoSlot)));
+    assert_eq!(rig.read(past, ONE), Err(ReadError::Misuse(Misuse::NoSlot)));
+
+    let area = ONE.area();
+    let wide = Region::heap(2 * area.len()).expect("memory");
+    let crooked = wide.slice(512..512 + area.len()).expect("within");
+    let short = area.slice(..4096).expect("within");
+    let mut ranges = ONE.header();
+    ranges.range_crcs.pop();
+    let small = BlockHeader { payload_bytes: 1, range_bytes: 1, range_crcs: vec![0], ..ONE.header() };
+    let cases = [
+        (ONE.header(), crooked, Misuse::Memory),
+        (ONE.header(), short, Misuse::Size),
+        (small, area.clone(), Misuse::Size),
+        (ranges, area.clone(), Misuse::Ranges),
+        (BlockHeader { parent: None, ..ONE.header() }, area, Misuse::Ranges),
+    ];
+    for (header, payload, misuse) in cases {
+        rig.send(Command::Write { tag: Tag(3), slot: slot(0, 0), header, payload, ack: Ack::Written });
+        let Done::Written { result, .. } = rig.answer() else { panic!("an answer to the write") };
+        assert_eq!(result, Err(WriteError::Misuse(misuse)));
+    }
+    assert!(matches!(rig.read(slot(0, 0), ONE), Err(ReadError::Corrupt(_))), "nothing was written");
+}
+
+#[test]
+fn impossible_configurations_are_refused() {
+    let dir = folder();
+    let base = config(dir.path());
+    let refused = |config: NvmeConfig| match Rig::try_open(config).err() {
+        Some(NvmeError::Config(error)) => error,
+        other => panic!("{other:?}"),
+    };
+    let config = NvmeConfig { bytes_max: SEGMENT_BYTES - 1, ..base.clone() };
+    assert!(matches!(refused(config), NvmeConfigError::Budget { .. }));
+    for segment_bytes in [0, 4096, 100_000, 1 << 50] {
+        let config = NvmeConfig { segment_bytes, ..base.clone() };
+        assert_eq!(refused(config), NvmeConfigError::SegmentBytes(segment_bytes));
+    }
+    assert!(matches!(
+        refused(NvmeConfig { bytes_max: u64::MAX, ..base.clone() }),
+        NvmeConfigError::Segments { .. }
+    ));
+    for queue_depth in [0, QUEUE_DEPTH_MAX + 1] {
+        let config = NvmeConfig { queue_depth, ..base.clone() };
+        assert_eq!(refused(config), NvmeConfigError::QueueDepth(queue_depth));
+    }
+}
