@@ -10,6 +10,7 @@
 
 pub mod checkpoint;
 pub mod generate;
+pub mod http;
 pub mod kv;
 pub mod model;
 pub mod request;
