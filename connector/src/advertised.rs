@@ -1,7 +1,7 @@
 //! What the engine's own pages hold, and what of it the node has been told: messages are the difference.
 //!
 //! Both sides converge whatever the order of calls: a block that comes and goes before it was told costs no
-//! message, and after a reconnect everything is told again. Ancestors of a held block are remembered, held or not,
+//! message, one message is on its way at a time, and after a reconnect everything is told again. Ancestors of a held block are remembered, held or not,
 //! because the node needs the chain from the root.
 
 use std::collections::{HashMap, VecDeque};
@@ -19,7 +19,15 @@ pub(crate) struct Advertised {
     blocks: HashMap<BlockKey, Block>,
     /// Blocks whose `held` and `told` may differ; each at most once.
     queue: VecDeque<BlockKey>,
+    on_its_way: Option<Message>,
     blocks_max: usize,
+}
+
+/// A message that the node has not acknowledged.
+#[derive(Debug)]
+enum Message {
+    Advertise(Vec<BlockKey>),
+    Withdraw(Vec<BlockKey>),
 }
 
 #[derive(Debug)]
@@ -29,14 +37,23 @@ struct Block {
     /// Remembered blocks whose parent this is.
     children: usize,
     held: bool,
-    told: bool,
+    told: Told,
     queued: bool,
+}
+
+/// Whether the node has been told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Told {
+    No,
+    /// A message is on its way, or was refused when part of it may have been taken.
+    Maybe,
+    Yes,
 }
 
 impl Advertised {
     /// `blocks_max` bounds the blocks remembered.
     pub(crate) fn new(blocks_max: usize) -> Self {
-        Self { blocks: HashMap::new(), queue: VecDeque::new(), blocks_max }
+        Self { blocks: HashMap::new(), queue: VecDeque::new(), on_its_way: None, blocks_max }
     }
 
     /// The engine holds blocks `first..` of `chain`. Returns how many of them were remembered; fewer when there are
@@ -73,7 +90,7 @@ impl Advertised {
         if let Some(parent) = parent {
             self.blocks.get_mut(&parent).expect("parents are remembered first").children += 1;
         }
-        let block = Block { parent, depth, children: 0, held: false, told: false, queued: false };
+        let block = Block { parent, depth, children: 0, held: false, told: Told::No, queued: false };
         self.blocks.insert(key, block);
         true
     }
@@ -90,8 +107,9 @@ impl Advertised {
 
     /// The node knows nothing any more: a new session began.
     pub(crate) fn forget_told(&mut self) {
+        self.on_its_way = None;
         for block in self.blocks.values_mut() {
-            block.told = false;
+            block.told = Told::No;
         }
         let leaves: Vec<BlockKey> =
             self.blocks.iter().filter(|(_, block)| block.children == 0).map(|(key, _)| *key).collect();
@@ -108,16 +126,20 @@ impl Advertised {
         }
     }
 
-    /// The next message that brings the node nearer to what is held. It counts as told.
+    /// The next message that brings the node nearer to what is held; none while one is on its way. The caller says
+    /// with [`settled`](Self::settled) what became of it.
     pub(crate) fn next(&mut self) -> Option<Op> {
+        if self.on_its_way.is_some() {
+            return None;
+        }
         while let Some(key) = self.queue.pop_front() {
             let block = self.blocks.get_mut(&key).expect("queued blocks are remembered");
             block.queued = false;
             match (block.held, block.told) {
-                (true, false) => return Some(self.advertise_message(key)),
-                (false, true) => return Some(self.withdraw_message(key)),
-                (true, true) => self.requeue_below(key),
-                (false, false) => {
+                (true, Told::No | Told::Maybe) => return Some(self.advertise_message(key)),
+                (false, Told::Yes | Told::Maybe) => return Some(self.withdraw_message(key)),
+                (true, Told::Yes) => self.requeue_below(key),
+                (false, Told::No) => {
                     self.requeue_below(key);
                     self.prune(key);
                 }
@@ -126,12 +148,29 @@ impl Advertised {
         None
     }
 
+    /// The node has taken the message on its way, or has not and must be told again.
+    pub(crate) fn settled(&mut self, taken: bool) {
+        let (keys, told) = match (self.on_its_way.take(), taken) {
+            (None, _) => return,
+            (Some(Message::Advertise(keys)), true) => (keys, Told::Yes),
+            (Some(Message::Withdraw(keys)), true) => (keys, Told::No),
+            (Some(Message::Advertise(keys) | Message::Withdraw(keys)), false) => (keys, Told::Maybe),
+        };
+        for key in &keys {
+            self.blocks.get_mut(key).expect("told blocks are remembered").told = told;
+            if told == Told::Maybe {
+                self.enqueue(*key);
+            }
+        }
+        keys.into_iter().for_each(|key| self.prune(key));
+    }
+
     /// A branch's end needs nothing, but blocks below it may.
     fn requeue_below(&mut self, key: BlockKey) {
         let mut above = self.blocks[&key].parent;
         while let Some(key) = above {
             let block = &self.blocks[&key];
-            if block.held && !block.told {
+            if block.held && block.told != Told::Yes {
                 return self.enqueue(key);
             }
             above = block.parent;
@@ -141,23 +180,23 @@ impl Advertised {
     /// Tells the held blocks that end with `key` and that the node does not know.
     fn advertise_message(&mut self, key: BlockKey) -> Op {
         let mut chain = Vec::with_capacity(self.blocks[&key].depth + 1);
+        let mut told = Vec::new();
+        let mut ended = false;
         let mut next = Some(key);
-        let mut first = None;
         while let Some(key) = next {
             let block = self.blocks.get_mut(&key).expect("ancestors are remembered");
-            if first.is_none() {
-                if block.held && !block.told {
-                    block.told = true;
-                } else {
-                    first = Some(block.depth + 1);
-                }
+            ended |= !block.held || block.told == Told::Yes;
+            if !ended {
+                block.told = Told::Maybe;
+                told.push(key);
             }
             next = block.parent;
             chain.push(key);
         }
         chain.reverse();
-        self.requeue_below(key);
-        let first = u32::try_from(first.unwrap_or(0)).expect("a chain is under 2^32 blocks");
+        self.requeue_below(*told.last().expect("the key itself is told"));
+        let first = u32::try_from(chain.len() - told.len()).expect("a chain is under 2^32 blocks");
+        self.on_its_way = Some(Message::Advertise(told));
         Op::Advertise(v1::Advertise { keys: key::pack(&chain), first })
     }
 
@@ -167,20 +206,16 @@ impl Advertised {
         while keys.len() < WITHDRAW_KEYS_MAX {
             let Some(next) = self.queue.front().copied() else { break };
             let block = self.blocks.get_mut(&next).expect("queued blocks are remembered");
-            if block.held || !block.told {
+            if block.held || block.told == Told::No {
                 break;
             }
             block.queued = false;
             keys.push(next);
             self.queue.pop_front();
         }
-        for key in &keys {
-            self.blocks.get_mut(key).expect("queued blocks are remembered").told = false;
-        }
-        for key in &keys {
-            self.prune(*key);
-        }
-        Op::Withdraw(v1::Withdraw { keys: key::pack(&keys) })
+        let message = v1::Withdraw { keys: key::pack(&keys) };
+        self.on_its_way = Some(Message::Withdraw(keys));
+        Op::Withdraw(message)
     }
 
     /// Forgets a block that nobody needs, and the ancestors that were remembered for it alone.
@@ -188,7 +223,7 @@ impl Advertised {
         let mut next = Some(key);
         while let Some(key) = next {
             let Some(block) = self.blocks.get(&key) else { return };
-            if block.held || block.told || block.queued || block.children > 0 {
+            if block.held || block.told != Told::No || block.queued || block.children > 0 {
                 return;
             }
             next = block.parent;
@@ -211,14 +246,15 @@ mod tests {
     use proptest::prelude::*;
     use std::collections::BTreeSet;
 
-    /// A node that believes what it is told.
+    /// A node that believes what it is told, of which it may miss some.
     #[derive(Default)]
     struct Node {
         told: BTreeSet<BlockKey>,
     }
 
     impl Node {
-        fn hear(&mut self, op: &Op) {
+        fn hear(&mut self, op: &Op, taken: bool) {
+            let heard = |key: &BlockKey| taken || key.0[1].is_multiple_of(2);
             match op {
                 Op::Advertise(op) => {
                     let keys = key::unpack(&op.keys).unwrap();
@@ -227,14 +263,21 @@ mod tests {
                     }
                     let first = usize::try_from(op.first).unwrap();
                     assert!(first < keys.len(), "a message says something");
-                    assert!(keys[first..].iter().all(|key| self.told.insert(*key)), "nothing is told twice");
+                    self.told.extend(keys[first..].iter().filter(|key| heard(key)));
                 }
                 Op::Withdraw(op) => {
-                    for key in key::unpack(&op.keys).unwrap() {
-                        assert!(self.told.remove(&key), "only what was told is withdrawn");
-                    }
+                    let keys = key::unpack(&op.keys).unwrap();
+                    assert!(!keys.is_empty(), "a message says something");
+                    self.told.retain(|key| !keys.contains(key) || !heard(key));
                 }
                 other => panic!("unexpected {other:?}"),
+            }
+        }
+
+        fn hear_all(&mut self, advertised: &mut Advertised) {
+            while let Some(op) = advertised.next() {
+                self.hear(&op, true);
+                advertised.settled(true);
             }
         }
     }
@@ -256,6 +299,8 @@ mod tests {
         Advertise(u8, u8, u8),
         Withdraw(u8, u8, u8),
         Send,
+        /// Whether the node takes the message on its way.
+        Settle(bool),
         Reconnect,
     }
 
@@ -264,16 +309,18 @@ mod tests {
             (0u8..4, 1u8..14, 0u8..14).prop_map(|(c, len, first)| Step::Advertise(c, len, first)),
             (0u8..4, 1u8..14, 0u8..14).prop_map(|(c, len, first)| Step::Withdraw(c, len, first)),
             Just(Step::Send),
+            any::<bool>().prop_map(Step::Settle),
             Just(Step::Reconnect),
         ]
     }
 
     proptest! {
         #[test]
-        fn the_node_comes_to_know_what_is_held(steps in prop::collection::vec(step(), 0..60)) {
+        fn the_node_comes_to_know_what_is_held(steps in prop::collection::vec(step(), 0..80)) {
             let mut advertised = Advertised::new(1000);
             let mut node = Node::default();
             let mut held = BTreeSet::new();
+            let mut on_its_way = None;
             for step in steps {
                 match step {
                     Step::Advertise(c, len, first) => {
@@ -287,25 +334,33 @@ mod tests {
                         held.retain(|key| !keys.contains(key));
                     }
                     Step::Send => {
-                        if let Some(op) = advertised.next() {
-                            node.hear(&op);
+                        let next = advertised.next();
+                        prop_assert!(on_its_way.is_none() || next.is_none(), "one at a time");
+                        on_its_way = on_its_way.or(next);
+                    }
+                    Step::Settle(taken) => {
+                        if let Some(op) = on_its_way.take() {
+                            node.hear(&op, taken);
+                            advertised.settled(taken);
                         }
                     }
                     Step::Reconnect => {
                         node = Node::default();
+                        on_its_way = None;
                         advertised.forget_told();
                     }
                 }
             }
-            while let Some(op) = advertised.next() {
-                node.hear(&op);
+            if let Some(op) = on_its_way {
+                node.hear(&op, true);
+                advertised.settled(true);
             }
+            node.hear_all(&mut advertised);
             prop_assert_eq!(&node.told, &held);
             let all: Vec<_> = held.iter().copied().collect();
             advertised.withdraw(&all);
-            while let Some(op) = advertised.next() {
-                node.hear(&op);
-            }
+            node.hear_all(&mut advertised);
+            prop_assert!(node.told.is_empty());
             prop_assert_eq!(advertised.len(), 0, "nothing is remembered for nothing");
         }
 
@@ -317,9 +372,7 @@ mod tests {
                 advertised.advertise(&chain(c, len), usize::from(first));
                 prop_assert!(advertised.len() <= max);
             }
-            while let Some(op) = advertised.next() {
-                node.hear(&op);
-            }
+            node.hear_all(&mut advertised);
         }
     }
 }

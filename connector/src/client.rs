@@ -192,9 +192,9 @@ impl Connected {
     }
 
     /// Sends what is to be given back, as far as there is room. False when bytes or messages wait for the thread.
-    fn send_give_backs(&mut self, now: Instant) -> std::io::Result<bool> {
+    fn send_give_backs(&mut self) -> std::io::Result<bool> {
         while self.out.has_room() {
-            let Some(request) = self.session.next_give_back(now) else { break };
+            let Some(request) = self.session.next_give_back() else { break };
             self.transmit(&request)?;
         }
         Ok(self.out.is_empty())
@@ -250,7 +250,7 @@ impl Backend for Client {
             tracing::error!("more leases are dropped than the node takes back; the session is opened anew");
             return;
         }
-        if !matches!(connected.send_give_backs(Instant::now()), Ok(true)) {
+        if !matches!(connected.send_give_backs(), Ok(true)) {
             self.link.wake.wake();
         }
     }

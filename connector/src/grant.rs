@@ -1,5 +1,6 @@
 //! Pure: checks that what a node answers is what it was asked and lies where it may.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 
 use hearth_proto::header::{Generation, HEADER_BYTES};
@@ -77,10 +78,17 @@ pub(crate) fn reserved(
     if count == 0 {
         return Ok(None);
     }
-    let indices = indices(&answer.index, asked)?;
     apart(answer, payload_bytes)?;
     let places = places(&answer.region, &answer.offset, &answer.generation);
-    let slots = places.map(|place| memory.slot(place, payload_bytes)).collect::<Result<_, _>>()?;
+    let mut slots = BTreeMap::new();
+    for (&raw, place) in answer.index.iter().zip(places) {
+        let index = usize::try_from(raw).ok().filter(|index| asked.contains(index));
+        let index = index.ok_or(Violation::Index(raw))?;
+        if slots.insert(index, memory.slot(place, payload_bytes)?).is_some() {
+            return Err(Violation::Index(raw));
+        }
+    }
+    let (indices, slots) = slots.into_iter().unzip();
     Ok(Some(Granted { id: answer.reservation, indices, slots }))
 }
 
@@ -94,21 +102,6 @@ fn places<'a>(
         offset,
         generation: Generation(generation),
     })
-}
-
-/// The indices, which rise and were asked for.
-fn indices(column: &[u32], asked: &Range<usize>) -> Result<Vec<usize>, Violation> {
-    let mut next = asked.start;
-    let mut indices = Vec::with_capacity(column.len());
-    for &raw in column {
-        let index = usize::try_from(raw).map_err(|_too_large| Violation::Index(raw))?;
-        if index < next || index >= asked.end {
-            return Err(Violation::Index(raw));
-        }
-        next = index + 1;
-        indices.push(index);
-    }
-    Ok(indices)
 }
 
 /// No two slots to be written share a byte.

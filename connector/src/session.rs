@@ -2,13 +2,15 @@
 //!
 //! It numbers requests, matches answers to them, and keeps the node's window. A request whose caller has gone stays
 //! in flight until it is answered; what a late answer grants is given back. Leases and reservations to be given back
-//! go before anything new.
+//! go before anything new, and are not answered. A node works on requests side by side, so messages whose order
+//! matters, about what is advertised, go one at a time.
 
 use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
 use hearth_proto::limit::{DEADLINE_MS_MAX, INFLIGHT_REQUESTS_MAX};
 use hearth_proto::v1;
+use thiserror::Error;
 
 use crate::backend::{Op, Outcome};
 use crate::error::Violation;
@@ -18,6 +20,9 @@ use crate::store::GRANTS_HELD_MAX;
 /// Calls in flight; the rest of the node's window is kept for what is given back, so that calls which the node does
 /// not answer cannot keep leases from being released.
 const CALLS_INFLIGHT_MAX: usize = INFLIGHT_REQUESTS_MAX * 3 / 4;
+
+/// Set in the ids of what is given back. No answer is awaited, and one that comes says nothing of interest.
+const UNANSWERED: u64 = 1 << 63;
 
 /// What waits to be given back: everything held and everything that may yet be granted late. At the bound the
 /// session is ended, which gives back all of it.
@@ -34,7 +39,7 @@ const ANSWER_MARGIN: Duration = Duration::from_millis(10);
 pub(crate) struct Session<T> {
     last_id: u64,
     in_flight: HashMap<u64, InFlight<T>>,
-    calls: usize,
+    telling: bool,
     give_backs: VecDeque<Op>,
     heard: Instant,
 }
@@ -53,8 +58,7 @@ enum Kind {
     Acquire,
     Reserve,
     Seal,
-    /// Answered with Done, which interests nobody.
-    Message,
+    Tell,
 }
 
 /// What an answer was to.
@@ -62,12 +66,15 @@ enum Kind {
 pub(crate) enum Settled<T> {
     /// A call whose caller waits.
     Deliver(T, Outcome),
-    /// A message, or a call whose caller has gone.
+    /// What is advertised, and whether the node took it.
+    Told(bool),
+    /// Something that nobody waits for.
     Quiet,
 }
 
 /// There is more to give back than a client can hold: end the session.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, PartialEq, Eq, Error)]
+#[error("more than a client can hold waits to be given back")]
 pub(crate) struct Overrun;
 
 impl<T> Session<T> {
@@ -75,7 +82,7 @@ impl<T> Session<T> {
         Self {
             last_id: HELLO_ID,
             in_flight: HashMap::new(),
-            calls: 0,
+            telling: false,
             give_backs: VecDeque::new(),
             heard: now,
         }
@@ -83,30 +90,37 @@ impl<T> Session<T> {
 
     /// Whether a call may be sent now.
     pub(crate) fn has_room(&self) -> bool {
-        self.calls < CALLS_INFLIGHT_MAX && self.window_open() && self.give_backs.is_empty()
-    }
-
-    fn window_open(&self) -> bool {
-        self.in_flight.len() < INFLIGHT_REQUESTS_MAX
+        self.in_flight.len() < CALLS_INFLIGHT_MAX && self.give_backs.is_empty()
     }
 
     /// A call to send, on which `waiter` waits until `deadline`. The caller has seen that there is room.
     pub(crate) fn call(&mut self, op: Op, waiter: T, now: Instant, deadline: Instant) -> v1::Request {
         assert!(self.has_room(), "the caller looks for room first");
-        self.calls += 1;
         let left = deadline.saturating_duration_since(now);
         let answer_in = left.saturating_sub(ANSWER_MARGIN.min(left / 2)).as_millis();
         let deadline_ms = u32::try_from(answer_in).unwrap_or(u32::MAX).min(DEADLINE_MS_MAX);
-        self.start(op, Some(waiter), deadline, deadline_ms)
+        let flight = InFlight { kind: Kind::of(&op), due: deadline, waiter: Some(waiter) };
+        self.start(op, flight, deadline_ms)
     }
 
-    /// A message to send that grants nothing and takes nothing back; `Err` hands it back when there is no room now.
-    #[expect(clippy::result_large_err, reason = "the message is handed back whole")]
-    pub(crate) fn tell(&mut self, op: Op, now: Instant) -> Result<v1::Request, Op> {
-        if !self.window_open() || !self.give_backs.is_empty() {
-            return Err(op);
-        }
-        Ok(self.start(op, None, now + SILENCE_MAX, 0))
+    /// Whether a message about what is advertised may be sent now: the one before has been answered.
+    pub(crate) fn may_tell(&self) -> bool {
+        !self.telling && self.has_room()
+    }
+
+    /// A message to send about what is advertised. The caller has seen that it may.
+    pub(crate) fn tell(&mut self, op: Op, now: Instant) -> v1::Request {
+        assert!(self.may_tell(), "the caller looks for room first");
+        self.telling = true;
+        let flight = InFlight { kind: Kind::Tell, due: now + SILENCE_MAX, waiter: None };
+        self.start(op, flight, 0)
+    }
+
+    fn start(&mut self, op: Op, flight: InFlight<T>, deadline_ms: u32) -> v1::Request {
+        self.last_id += 1;
+        let before = self.in_flight.insert(self.last_id, flight);
+        assert!(before.is_none() && self.last_id < UNANSWERED, "ids are never used twice");
+        v1::Request { id: self.last_id, deadline_ms, op: Some(op) }
     }
 
     /// Queues a Release or Abort.
@@ -118,21 +132,11 @@ impl<T> Session<T> {
         Ok(())
     }
 
-    /// The next Release or Abort to send, if there is one and room for it.
-    pub(crate) fn next_give_back(&mut self, now: Instant) -> Option<v1::Request> {
-        if !self.window_open() {
-            return None;
-        }
+    /// The next Release or Abort to send, if there is one.
+    pub(crate) fn next_give_back(&mut self) -> Option<v1::Request> {
         let op = self.give_backs.pop_front()?;
-        Some(self.start(op, None, now + SILENCE_MAX, 0))
-    }
-
-    fn start(&mut self, op: Op, waiter: Option<T>, due: Instant, deadline_ms: u32) -> v1::Request {
-        let kind = Kind::of(&op);
         self.last_id += 1;
-        let before = self.in_flight.insert(self.last_id, InFlight { kind, due, waiter });
-        assert!(before.is_none() && self.in_flight.len() <= INFLIGHT_REQUESTS_MAX, "ids and window are kept");
-        v1::Request { id: self.last_id, deadline_ms, op: Some(op) }
+        Some(v1::Request { id: self.last_id | UNANSWERED, deadline_ms: 0, op: Some(op) })
     }
 
     /// The caller of request `id` waits no longer. False when the answer has been delivered already.
@@ -153,21 +157,22 @@ impl<T> Session<T> {
     ) -> Result<Result<Settled<T>, Overrun>, Violation> {
         self.heard = now;
         let id = reply.id;
-        let request = self.in_flight.remove(&id).ok_or(Violation::UnknownRequest { id })?;
-        if request.kind != Kind::Message {
-            self.calls -= 1;
-        }
         let outcome = reply.result.ok_or(Violation::WrongAnswer)?;
+        if id & UNANSWERED != 0 && matches!(outcome, Outcome::Done(_) | Outcome::Error(_)) {
+            return Ok(Ok(Settled::Quiet));
+        }
+        let request = self.in_flight.remove(&id).ok_or(Violation::UnknownRequest { id })?;
         if !request.kind.is_answered_by(&outcome) {
             return Err(Violation::WrongAnswer);
         }
-        if let Some(waiter) = request.waiter {
-            return Ok(Ok(Settled::Deliver(waiter, outcome)));
+        if request.kind == Kind::Tell {
+            self.telling = false;
+            return Ok(Ok(Settled::Told(matches!(outcome, Outcome::Done(_)))));
         }
-        if let (Kind::Message, Outcome::Error(error)) = (request.kind, &outcome) {
-            tracing::debug!(code = error.code, message = error.message, "the node refused a message");
+        match request.waiter {
+            Some(waiter) => Ok(Ok(Settled::Deliver(waiter, outcome))),
+            None => Ok(self.return_grant(outcome).map(|()| Settled::Quiet)),
         }
-        Ok(self.return_grant(outcome).map(|()| Settled::Quiet))
     }
 
     /// Gives back what an answer grants that nobody waits for any more.
@@ -189,7 +194,7 @@ impl<T> Session<T> {
         now.saturating_duration_since(self.heard) >= SILENCE_MAX && self.in_flight.values().any(overdue)
     }
 
-    /// Whether nothing is in flight.
+    /// Whether no answer is awaited.
     pub(crate) fn is_idle(&self) -> bool {
         self.in_flight.is_empty()
     }
@@ -202,9 +207,7 @@ impl Kind {
             Op::Acquire(_) => Self::Acquire,
             Op::Reserve(_) => Self::Reserve,
             Op::Seal(_) => Self::Seal,
-            Op::Hello(_) | Op::Release(_) | Op::Abort(_) | Op::Advertise(_) | Op::Withdraw(_) => {
-                Self::Message
-            }
+            Op::Hello(_) | Op::Release(_) | Op::Abort(_) | Op::Advertise(_) | Op::Withdraw(_) => Self::Tell,
         }
     }
 
@@ -215,7 +218,7 @@ impl Kind {
             Outcome::Matched(_) => self == Self::Match,
             Outcome::Acquired(_) => self == Self::Acquire,
             Outcome::Reserved(_) => self == Self::Reserve,
-            Outcome::Done(_) => matches!(self, Self::Seal | Self::Message),
+            Outcome::Done(_) => matches!(self, Self::Seal | Self::Tell),
         }
     }
 }

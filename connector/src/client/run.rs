@@ -2,6 +2,7 @@
 
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
+use std::sync::mpsc::TrySendError;
 use std::time::{Duration, Instant};
 
 use hearth_proto::v1;
@@ -10,10 +11,9 @@ use thiserror::Error;
 use super::connect::{self, ConnectError, Opened};
 use super::wire::{Filled, For, FrameReader, OutBuffer, wait};
 use super::{Connected, Link, Phase};
-use crate::backend::Op;
 use crate::error::Violation;
 use crate::hello::HelloError;
-use crate::session::{Session, Settled};
+use crate::session::{Overrun, Session, Settled};
 
 /// The first pause after a failure; each further one doubles it.
 const PAUSE_MIN: Duration = Duration::from_millis(50);
@@ -36,7 +36,7 @@ enum Ended {
     #[error("the node does not answer")]
     Hung,
     #[error("more leases are dropped than the node takes back")]
-    Overrun,
+    Overrun(#[from] Overrun),
     /// Ended from this side, where the reason has been logged.
     #[error("ended here")]
     Here,
@@ -115,7 +115,7 @@ fn serve(link: &Link, opened: Opened) -> Ended {
         return Ended::Here;
     }
     link.config.metrics.connected(true);
-    let mut serving = Serving { link, session, socket, untold: None };
+    let mut serving = Serving { link, session, socket, tell_from: None };
     let ended = loop {
         match serving.turn(&mut reader) {
             Ok(()) => {}
@@ -133,8 +133,8 @@ struct Serving<'a> {
     link: &'a Link,
     session: u64,
     socket: Arc<UnixStream>,
-    /// A message about what is advertised for which there was no room.
-    untold: Option<Op>,
+    /// When the node may be told again what is advertised, after it refused a message.
+    tell_from: Option<Instant>,
 }
 
 impl Serving<'_> {
@@ -159,7 +159,9 @@ impl Serving<'_> {
         if hung {
             return Err(Ended::Hung);
         }
-        wait(&self.link.wake, Some((&self.socket, interest)), (!idle).then_some(now + HUNG_CHECK));
+        let look = (!idle).then_some(now + HUNG_CHECK);
+        let until = [look, self.tell_from.filter(|from| *from > now)].into_iter().flatten().min();
+        wait(&self.link.wake, Some((&self.socket, interest)), until);
         Ok(())
     }
 
@@ -171,47 +173,64 @@ impl Serving<'_> {
         }
     }
 
-    fn settle(&self, reply: v1::Reply) -> Result<(), Ended> {
-        self.with(|connected| {
-            let settled = connected.session.settle(reply, Instant::now())?.map_err(|_| Ended::Overrun)?;
-            if let Settled::Deliver(waiter, outcome) = settled
-                && let Err(refused) = waiter.try_send(outcome)
-            {
-                // The caller has gone between the deadline and its farewell.
-                let (std::sync::mpsc::TrySendError::Full(outcome)
-                | std::sync::mpsc::TrySendError::Disconnected(outcome)) = refused;
-                connected.session.return_grant(outcome).map_err(|_| Ended::Overrun)?;
-            }
+    fn settle(&mut self, reply: v1::Reply) -> Result<(), Ended> {
+        let told = self.with(|connected| {
+            let told = match connected.session.settle(reply, Instant::now())?? {
+                Settled::Deliver(waiter, outcome) => {
+                    // Refused only when the caller has gone between the deadline and its farewell.
+                    if let Err(TrySendError::Full(late) | TrySendError::Disconnected(late)) =
+                        waiter.try_send(outcome)
+                    {
+                        connected.session.return_grant(late)?;
+                    }
+                    None
+                }
+                Settled::Told(taken) => Some(taken),
+                Settled::Quiet => None,
+            };
             self.link.make_room(connected);
-            Ok(())
-        })
+            Ok(told)
+        })?;
+        if let Some(taken) = told {
+            self.link.advertised().settled(taken);
+            self.tell_from = (!taken).then(|| Instant::now() + PAUSE_MIN);
+        }
+        Ok(())
     }
 
     /// Sends what waits, as far as there is room, and says what to wait for.
     fn send(&mut self) -> Result<For, Ended> {
         self.with(|connected| {
             connected.out.flush(&connected.socket)?;
-            connected.send_give_backs(Instant::now())?;
+            connected.send_give_backs()?;
             self.link.make_room(connected);
             Ok(())
         })?;
-        while let Some(op) = self.untold.take().or_else(|| self.link.advertised().next()) {
-            let sent = self.with(|connected| {
-                if !connected.out.has_room() {
-                    return Ok(Err(op));
-                }
-                match connected.session.tell(op, Instant::now()) {
-                    Ok(request) => Ok(Ok(connected.transmit(&request)?)),
-                    Err(op) => Ok(Err(op)),
-                }
-            })?;
-            if let Err(op) = sent {
-                self.untold = Some(op);
-                break;
-            }
-        }
+        self.tell()?;
         let drained = self.with(|connected| Ok(connected.out.is_empty()))?;
         Ok(if drained { For::Input } else { For::InputAndRoom })
+    }
+
+    /// Sends the next message about what is advertised, if it may go.
+    fn tell(&self) -> Result<(), Ended> {
+        if self.tell_from.is_some_and(|from| Instant::now() < from) {
+            return Ok(());
+        }
+        let may = self.with(|connected| Ok(connected.session.may_tell() && connected.out.has_room()))?;
+        let Some(op) = may.then(|| self.link.advertised().next()).flatten() else { return Ok(()) };
+        // Callers may have taken the room meanwhile; then the message is put off as if the node had refused it.
+        let sent = self.with(|connected| {
+            let may = connected.session.may_tell();
+            if may {
+                let request = connected.session.tell(op, Instant::now());
+                connected.transmit(&request)?;
+            }
+            Ok(may)
+        })?;
+        if !sent {
+            self.link.advertised().settled(false);
+        }
+        Ok(())
     }
 }
 

@@ -3,7 +3,7 @@
 
 use super::*;
 use proptest::prelude::*;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 fn acquire() -> Op {
     Op::Acquire(v1::Acquire::default())
@@ -35,11 +35,11 @@ fn a_late_lease_is_released_and_a_late_reservation_aborted() {
     let reply = v1::Reply { id: second, result: Some(Outcome::Reserved(reserved)) };
     assert_eq!(settle(&mut session, reply, now), Settled::Quiet);
     assert!(!session.has_room(), "what is given back goes first");
-    let release = session.next_give_back(now).and_then(|request| request.op);
+    let release = session.next_give_back().and_then(|request| request.op);
     assert!(matches!(release, Some(Op::Release(v1::Release { lease: 7, .. }))));
-    let abort = session.next_give_back(now).and_then(|request| request.op);
+    let abort = session.next_give_back().and_then(|request| request.op);
     assert_eq!(abort, Some(Op::Abort(v1::Abort { reservation: 8 })));
-    assert_eq!(session.next_give_back(now), None);
+    assert_eq!(session.next_give_back(), None);
     assert!(session.has_room());
 }
 
@@ -83,8 +83,23 @@ fn calls_leave_room_for_what_is_given_back() {
     }
     assert!(!session.has_room());
     session.give_back(Op::Abort(v1::Abort { reservation: 1 })).expect("room");
-    assert!(session.next_give_back(now).is_some());
-    assert!(session.tell(Op::Withdraw(v1::Withdraw::default()), now).is_ok());
+    let abort = session.next_give_back().expect("nothing keeps it back");
+    // A node need not answer it, but may.
+    assert_eq!(settle(&mut session, done(abort.id), now), Settled::Quiet);
+    assert!(ids.len() < INFLIGHT_REQUESTS_MAX && !ids.contains(&abort.id));
+}
+
+#[test]
+fn what_is_advertised_is_told_one_message_at_a_time() {
+    let now = Instant::now();
+    let mut session = Session::<()>::new(now);
+    let first = session.tell(Op::Withdraw(v1::Withdraw::default()), now).id;
+    assert!(!session.may_tell() && session.has_room());
+    assert_eq!(settle(&mut session, done(first), now), Settled::Told(true));
+    let second = session.tell(Op::Withdraw(v1::Withdraw::default()), now).id;
+    let error = v1::Reply { id: second, result: Some(Outcome::Error(v1::Error::default())) };
+    assert_eq!(settle(&mut session, error, now), Settled::Told(false));
+    assert!(session.may_tell());
 }
 
 #[test]
@@ -131,7 +146,7 @@ fn step() -> impl Strategy<Value = Step> {
         3 => Just(Step::SendGiveBack),
         1 => Just(Step::Tell),
         2 => any::<usize>().prop_map(Step::Drop),
-        1 => (10_000u64..).prop_map(Step::Bogus),
+        1 => (10_000u64..).prop_map(|id| Step::Bogus(id & !UNANSWERED)),
     ]
 }
 
@@ -142,22 +157,74 @@ struct Model {
     in_flight: BTreeMap<u64, (bool, bool)>,
     next_lease: u64,
     /// Leases that the node has granted and not seen released.
-    granted: std::collections::BTreeSet<u64>,
+    granted: BTreeSet<u64>,
     /// Leases that callers hold.
     held: Vec<u64>,
 }
 
 impl Model {
     fn sent(&mut self, request: &v1::Request) {
-        let is_call = matches!(request.op, Some(Op::Acquire(_)));
-        assert!(self.in_flight.insert(request.id, (is_call, is_call)).is_none(), "ids are unique");
         if let Some(Op::Release(release)) = &request.op {
             assert!(self.granted.remove(&release.lease), "only what was granted is released, once");
+            return;
         }
+        let is_call = matches!(request.op, Some(Op::Acquire(_)));
+        assert!(self.in_flight.insert(request.id, (is_call, is_call)).is_none(), "ids are unique");
+        assert!(self.in_flight.len() <= INFLIGHT_REQUESTS_MAX);
     }
 
     fn nth(&self, at: usize) -> Option<u64> {
         self.in_flight.keys().nth(at % self.in_flight.len().max(1)).copied()
+    }
+
+    fn call(&mut self, session: &mut Session<u64>, now: Instant) {
+        if session.has_room() {
+            let id = session.last_id + 1;
+            self.sent(&session.call(acquire(), id, now, now + Duration::from_secs(1)));
+        }
+    }
+
+    fn answer(&mut self, session: &mut Session<u64>, (id, grant): (u64, bool), now: Instant) {
+        let (is_call, waits) = self.in_flight.remove(&id).expect("chosen from it");
+        if !is_call {
+            assert_eq!(settle(session, done(id), now), Settled::Told(true));
+            return;
+        }
+        self.next_lease += 1;
+        let lease = if grant { self.next_lease } else { 0 };
+        self.granted.extend(grant.then_some(lease));
+        match settle(session, leased(id, lease), now) {
+            Settled::Deliver(waiter, _) => {
+                assert!(waits && waiter == id);
+                self.held.extend(grant.then_some(lease));
+            }
+            other => assert!(!waits && other == Settled::Quiet),
+        }
+    }
+
+    fn abandon(&mut self, session: &mut Session<u64>, id: u64) {
+        let waits = &mut self.in_flight.get_mut(&id).expect("chosen from it").1;
+        assert_eq!(session.abandon(id), std::mem::take(waits));
+    }
+
+    fn drop_lease(&mut self, session: &mut Session<u64>, at: usize) {
+        if !self.held.is_empty() {
+            let lease = self.held.swap_remove(at % self.held.len());
+            session.give_back(Op::Release(v1::Release { lease, ..Default::default() })).expect("room");
+        }
+    }
+
+    /// Everything is answered and dropped.
+    fn finish(&mut self, session: &mut Session<u64>, now: Instant) {
+        while let Some(id) = self.nth(0) {
+            self.answer(session, (id, false), now);
+        }
+        while !self.held.is_empty() {
+            self.drop_lease(session, 0);
+        }
+        while let Some(request) = session.next_give_back() {
+            self.sent(&request);
+        }
     }
 }
 
@@ -169,74 +236,35 @@ proptest! {
         let mut model = Model::default();
         for step in steps {
             match step {
-                Step::Call if session.has_room() => {
-                    let id = session.last_id + 1;
-                    let request = session.call(acquire(), id, now, now + Duration::from_secs(1));
-                    prop_assert_eq!(request.id, id);
-                    model.sent(&request);
-                }
-                Step::Call => {}
+                Step::Call => model.call(&mut session, now),
                 Step::Abandon(at) => {
                     if let Some(id) = model.nth(at) {
-                        let waits = &mut model.in_flight.get_mut(&id).expect("chosen from it").1;
-                        prop_assert_eq!(session.abandon(id), std::mem::take(waits));
+                        model.abandon(&mut session, id);
                     }
                 }
                 Step::Answer(at, grant) => {
-                    let Some(id) = model.nth(at) else { continue };
-                    let (is_call, waits) = model.in_flight.remove(&id).expect("chosen from it");
-                    if !is_call {
-                        prop_assert_eq!(settle(&mut session, done(id), now), Settled::Quiet);
-                        continue;
-                    }
-                    let lease = if grant { model.next_lease += 1; model.next_lease } else { 0 };
-                    if grant {
-                        model.granted.insert(lease);
-                    }
-                    match settle(&mut session, leased(id, lease), now) {
-                        Settled::Deliver(waiter, _) => {
-                            prop_assert!(waits && waiter == id);
-                            model.held.extend(grant.then_some(lease));
-                        }
-                        Settled::Quiet => prop_assert!(!waits),
+                    if let Some(id) = model.nth(at) {
+                        model.answer(&mut session, (id, grant), now);
                     }
                 }
                 Step::SendGiveBack => {
-                    if let Some(request) = session.next_give_back(now) {
+                    if let Some(request) = session.next_give_back() {
                         model.sent(&request);
                     }
                 }
                 Step::Tell => {
-                    if let Ok(request) = session.tell(Op::Withdraw(v1::Withdraw::default()), now) {
-                        model.sent(&request);
+                    if session.may_tell() {
+                        model.sent(&session.tell(Op::Withdraw(v1::Withdraw::default()), now));
                     }
                 }
-                Step::Drop(at) => {
-                    if !model.held.is_empty() {
-                        let lease = model.held.swap_remove(at % model.held.len());
-                        session.give_back(Op::Release(v1::Release { lease, ..Default::default() })).expect("room");
-                    }
-                }
+                Step::Drop(at) => model.drop_lease(&mut session, at),
                 Step::Bogus(id) => {
                     let unknown = matches!(session.settle(done(id), now), Err(Violation::UnknownRequest { .. }));
                     prop_assert!(unknown);
                 }
             }
-            prop_assert!(model.in_flight.len() <= INFLIGHT_REQUESTS_MAX);
         }
-        // When everything is answered and dropped, nothing stays granted.
-        for lease in std::mem::take(&mut model.held) {
-            session.give_back(Op::Release(v1::Release { lease, ..Default::default() })).expect("room");
-        }
-        while !model.in_flight.is_empty() || !session.give_backs.is_empty() {
-            while let Some(request) = session.next_give_back(now) {
-                model.sent(&request);
-            }
-            if let Some((id, (is_call, _))) = model.in_flight.pop_first() {
-                let reply = if is_call { leased(id, 0) } else { done(id) };
-                settle(&mut session, reply, now);
-            }
-        }
-        prop_assert!(model.granted.is_empty() && session.is_idle() && session.calls == 0);
+        model.finish(&mut session, now);
+        prop_assert!(model.granted.is_empty() && session.is_idle() && session.may_tell());
     }
 }
