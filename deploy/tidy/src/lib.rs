@@ -9,7 +9,7 @@
 //! | [`arrows`] | which crate may depend on which |
 //! | [`trees`] | which foreign crates may never reach a crate |
 //! | [`layout`] | the folders at the top, no `mod.rs`, names that say something |
-//! | [`manifest`] | lints and versions come from the workspace |
+//! | [`manifest`] | lints and versions come from the workspace; no dependency that nothing uses |
 //! | [`modules`] | no source file that nothing compiles |
 //! | [`size`] | lines per file and per function, as a ratchet |
 //! | [`tokens`] | where `unsafe` may stand, channels without a bound, sleeps, string errors |

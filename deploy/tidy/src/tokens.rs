@@ -189,6 +189,11 @@ impl Texts for [Token] {
     }
 }
 
+/// Every word of a file that could name a crate.
+pub fn words(source: &Source) -> impl Iterator<Item = String> {
+    idents(source).map(|(word, _)| word)
+}
+
 fn idents(source: &Source) -> impl Iterator<Item = (String, usize)> {
     flatten(source).into_iter().map(|token| (token.text, token.line))
 }

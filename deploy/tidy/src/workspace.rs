@@ -5,11 +5,12 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use cargo_metadata::{Metadata, MetadataCommand};
+use toml::Table;
 
 use crate::arrows::Package;
 use crate::source::SourceError;
 use crate::trees::Guard;
-use crate::{Finding, Source, arrows, layout, manifest, marks, modules, trees};
+use crate::{Finding, Source, arrows, layout, manifest, marks, modules, tokens, trees};
 
 /// The tree cannot be read.
 #[derive(Debug, thiserror::Error)]
@@ -125,13 +126,46 @@ impl Workspace {
     /// # Errors
     /// When a manifest does not parse.
     pub fn stray_manifests(&self) -> Result<Vec<Finding>, WorkspaceError> {
+        let members = self.manifests()?.into_iter().filter(|(path, _)| path != "Cargo.toml");
+        Ok(members.flat_map(|(path, manifest)| manifest::strays(&path, &manifest)).collect())
+    }
+
+    /// Dependencies that nothing uses.
+    ///
+    /// # Errors
+    /// When a manifest or a source does not parse.
+    pub fn unused_dependencies(&self) -> Result<Vec<Finding>, WorkspaceError> {
+        let sources = self.sources()?;
+        let manifests = self.manifests()?;
+        let folders: Vec<&str> =
+            manifests.iter().filter_map(|(path, _)| path.strip_suffix("Cargo.toml")).collect();
+        // A file belongs to the package with the longest matching folder: packages may nest.
+        let home = |source: &&Source, folder: &str| {
+            let best =
+                folders.iter().filter(|one| source.path.starts_with(**one)).max_by_key(|one| one.len());
+            best == Some(&folder)
+        };
+        let (root, members): (Vec<_>, Vec<_>) = manifests.iter().partition(|(path, _)| path == "Cargo.toml");
         let mut findings = Vec::new();
-        for (path, text) in self.texts.iter().filter(|(path, _)| path.ends_with("/Cargo.toml")) {
-            let table =
-                text.parse().map_err(|cause| WorkspaceError::Manifest { path: path.clone(), cause })?;
-            findings.extend(manifest::strays(path, &table));
+        for (path, manifest) in &members {
+            let folder = path.strip_suffix("Cargo.toml").unwrap_or_default();
+            let words =
+                sources.iter().filter(|source| home(source, folder)).flat_map(tokens::words).collect();
+            findings.extend(manifest::unused(path, manifest, &words));
         }
+        let members: Vec<_> = members.iter().map(|(_, manifest)| manifest.clone()).collect();
+        findings.extend(root.iter().flat_map(|(_, root)| manifest::unclaimed(root, &members)));
         Ok(findings)
+    }
+
+    fn manifests(&self) -> Result<Vec<(String, Table)>, WorkspaceError> {
+        let manifests =
+            self.texts.iter().filter(|(path, _)| path.split('/').next_back() == Some("Cargo.toml"));
+        let parsed = manifests.map(|(path, text)| match text.parse() {
+            Ok(table) => Ok((path.clone(), table)),
+            Err(cause) => Err(WorkspaceError::Manifest { path: path.clone(), cause }),
+        });
+        parsed.collect()
     }
 
     /// Arrows between our crates that are not drawn.

@@ -51,6 +51,11 @@ fn manifests_inherit_from_the_root() {
 }
 
 #[test]
+fn every_dependency_is_used() {
+    assert_none_of(workspace().unused_dependencies());
+}
+
+#[test]
 fn every_file_is_compiled() {
     assert_none_of(workspace().dead_files());
 }
