@@ -39,6 +39,8 @@ pub type SharedIndex = Arc<RwLock<Index>>;
 #[derive(Debug, Default)]
 pub struct Index {
     incarnation: Option<u64>,
+    /// Shards that the node says it has; 0 before it has said so.
+    shards_announced: u32,
     shards: BTreeMap<u32, Shard>,
     places: Places,
     runs: Runs,
@@ -238,7 +240,7 @@ impl Index {
             return Err(ProtocolError::Shard(shard).into());
         }
         match message.body.ok_or(ProtocolError::Kind)? {
-            Body::SnapshotBegin(_) => self.begin(shard),
+            Body::SnapshotBegin(begin) => self.begin(shard, begin.shards),
             Body::SnapshotEnd(end) => self.end(shard, end.seq),
             Body::Heartbeat(heartbeat) => self.check(shard, heartbeat),
             Body::Stored(stored) => {
@@ -284,10 +286,11 @@ impl Index {
         known.iter().rev().take(IDENTITIES_PER_MODEL_MAX).cloned().collect()
     }
 
-    /// Whether every shard that was heard of has finished its snapshot, and there is one.
+    /// Whether the snapshots of all shards have come.
     pub fn complete(&self) -> bool {
-        let following = |shard: &Shard| matches!(shard.progress, Progress::Following { .. });
-        !self.shards.is_empty() && self.shards.values().all(following)
+        let following = |shard: &&Shard| matches!(shard.progress, Progress::Following { .. });
+        let announced = usize::try_from(self.shards_announced).expect("32 bits fit a usize");
+        announced > 0 && self.shards.values().filter(following).count() == announced
     }
 
     /// Blocks in the index.
@@ -300,7 +303,11 @@ impl Index {
         self.runs.bytes()
     }
 
-    fn begin(&mut self, shard: u32) -> Result<(), Rejoin> {
+    fn begin(&mut self, shard: u32, shards: u32) -> Result<(), Rejoin> {
+        if shard >= shards || shards > SHARDS_MAX {
+            return Err(ProtocolError::Shard(shard.max(shards)).into());
+        }
+        self.shards_announced = shards;
         let places = &mut self.places;
         self.runs.forget(shard, |blocks, holders| {
             let blocks = u64::try_from(blocks).expect("blocks of a run fit 64 bits");

@@ -31,7 +31,7 @@ fn message(shard: u32, seq: u64, body: Body) -> FeedMessage {
 }
 
 fn begin() -> Body {
-    Body::SnapshotBegin(SnapshotBegin { shards: 1 })
+    Body::SnapshotBegin(SnapshotBegin { shards: 2 })
 }
 
 fn end(seq: u64) -> Body {
@@ -187,6 +187,7 @@ fn a_long_chain_spans_many_runs_and_costs_few_bytes() {
 #[test]
 fn shards_are_forgotten_one_by_one() {
     let mut index = joined();
+    assert!(!index.complete());
     index.apply(message(1, 0, begin())).expect("legal");
     assert!(!index.complete());
     let keys = chain(0, 20);
@@ -229,6 +230,7 @@ fn whatever_makes_the_copy_doubtful_asks_to_join_again() {
     assert_eq!(label(vec![add(1), beat(2, 4)]), "gap");
     assert_eq!(label(vec![message(1, 1, stored(Tier::Pinned, "", &keys, &[]))]), "protocol");
     assert_eq!(label(vec![message(SHARDS_MAX, 0, begin())]), "protocol");
+    assert_eq!(label(vec![message(2, 0, begin())]), "protocol");
     assert_eq!(label(vec![message(0, 0, end(1))]), "protocol");
     assert_eq!(label(vec![FeedMessage { body: None, ..add(1) }]), "protocol");
     let torn = Body::Removed(Removed { tier: 2, holder: String::new(), keys: vec![0; 33] });
