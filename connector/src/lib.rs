@@ -54,6 +54,8 @@ mod advertised;
 mod backend;
 mod client;
 mod config;
+#[doc(hidden)]
+pub mod conformance;
 mod error;
 pub mod fake;
 mod grant;

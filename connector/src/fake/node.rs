@@ -8,7 +8,7 @@ use hearth_proto::code::Code;
 use hearth_proto::header::{BlockHeader, Generation, HEADER_BYTES, Location};
 use hearth_proto::identity::CacheIdentity;
 use hearth_proto::key::{self, BlockKey};
-use hearth_proto::tenant::{TenantName, TenantSecret};
+use hearth_proto::tenant::{TenantId, TenantName, TenantSecret};
 use hearth_proto::v1;
 
 use super::arena::Arena;
@@ -29,18 +29,25 @@ pub(super) struct Node {
     clock: u64,
     arenas: BTreeMap<usize, Arena>,
     tenants: HashMap<TenantName, TenantSecret>,
-    identities: Vec<(TenantName, CacheIdentity)>,
     sessions: HashMap<u64, Session>,
-    blocks: HashMap<BlockKey, Block>,
-    writing: BTreeSet<BlockKey>,
+    blocks: HashMap<Name, Block>,
+    writing: BTreeSet<Name>,
     leases: HashMap<u64, Lease>,
     reservations: HashMap<u64, Reservation>,
+}
+
+/// A tenant's block: a key is of no use to another tenant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+struct Name {
+    tenant: TenantId,
+    key: BlockKey,
 }
 
 #[derive(Debug)]
 struct Session {
     memory: Arc<SessionMemory>,
     scope: Arc<Scope>,
+    identity: CacheIdentity,
     holder: String,
     advertised: BTreeSet<BlockKey>,
 }
@@ -49,7 +56,7 @@ struct Session {
 struct Block {
     place: SlotPlace,
     generation: Generation,
-    parent: Option<BlockKey>,
+    parent: Option<Name>,
     leases: usize,
     last_used: u64,
     in_nvme: bool,
@@ -66,7 +73,7 @@ struct SlotPlace {
 #[derive(Debug)]
 struct Lease {
     session: u64,
-    keys: Vec<BlockKey>,
+    names: Vec<Name>,
 }
 
 #[derive(Debug)]
@@ -77,8 +84,8 @@ struct Reservation {
 
 #[derive(Debug)]
 struct Reserved {
-    key: BlockKey,
-    parent: Option<BlockKey>,
+    name: Name,
+    parent: Option<Name>,
     place: SlotPlace,
     generation: Generation,
 }
@@ -97,7 +104,6 @@ impl Node {
             clock: 0,
             arenas: BTreeMap::new(),
             tenants: HashMap::new(),
-            identities: Vec::new(),
             sessions: HashMap::new(),
             blocks: HashMap::new(),
             writing: BTreeSet::new(),
@@ -106,7 +112,7 @@ impl Node {
         }
     }
 
-    /// Opens a session. The first secret of a tenant and its first identity of a model are the right ones.
+    /// Opens a session. The first secret of a tenant is the right one, and the identity of a model's live sessions.
     pub(super) fn hello(
         &mut self,
         config: &StoreConfig,
@@ -118,18 +124,14 @@ impl Node {
             let tenant = config.tenant.to_string();
             return Err(Refusal::Secret { tenant, message: "the proof is wrong".to_owned() });
         }
-        let same_model = |(tenant, identity): &&(TenantName, CacheIdentity)| {
-            *tenant == config.tenant
-                && identity.model == config.identity.model
-                && identity.adapter == config.identity.adapter
+        let same_model = |session: &&Session| {
+            session.scope.tenant == scope.tenant
+                && session.identity.model == config.identity.model
+                && session.identity.adapter == config.identity.adapter
         };
-        match self.identities.iter().find(same_model) {
-            Some((_, known)) => {
-                if let Some(mismatch) = known.mismatch(&config.identity) {
-                    return Err(Refusal::Identity(mismatch));
-                }
-            }
-            None => self.identities.push((config.tenant.clone(), config.identity.clone())),
+        let live = self.sessions.values().find(same_model);
+        if let Some(mismatch) = live.and_then(|live| live.identity.mismatch(&config.identity)) {
+            return Err(Refusal::Identity(mismatch));
         }
         let region = self
             .arena(scope.payload_bytes)
@@ -139,6 +141,7 @@ impl Node {
         let session = Session {
             memory: Arc::clone(&memory),
             scope: Arc::clone(scope),
+            identity: config.identity.clone(),
             holder: config.holder.clone(),
             advertised: BTreeSet::new(),
         };
@@ -158,12 +161,12 @@ impl Node {
 
     /// Answers one request of a session.
     pub(super) fn answer(&mut self, session: u64, op: Op) -> Result<Outcome, Failure> {
-        if !self.sessions.contains_key(&session) {
-            return Err(Failure::StoreDown);
-        }
+        let tenant = self.sessions.get(&session).ok_or(Failure::StoreDown)?.scope.tenant;
         self.clock += 1;
         let unpack = |keys: &[u8]| {
-            key::unpack(keys).map_err(|error| refuse(Code::InvalidArgument, &error.to_string()))
+            let keys = key::unpack(keys);
+            let keys = keys.map_err(|error| refuse(Code::InvalidArgument, &error.to_string()))?;
+            Ok(keys.into_iter().map(|key| Name { tenant, key }).collect::<Vec<_>>())
         };
         match op {
             Op::Match(op) => Ok(Outcome::Matched(self.match_run(&unpack(&op.keys)?))),
@@ -187,18 +190,18 @@ impl Node {
         }
     }
 
-    fn match_run(&self, chain: &[BlockKey]) -> v1::Matched {
-        let found = chain.iter().map_while(|key| self.blocks.get(key));
+    fn match_run(&self, chain: &[Name]) -> v1::Matched {
+        let found = chain.iter().map_while(|name| self.blocks.get(name));
         v1::Matched { tiers: found.map(|block| block.tier().into()).collect() }
     }
 
-    fn acquire(&mut self, session: u64, chain: &[BlockKey], op: &v1::Acquire) -> v1::Acquired {
+    fn acquire(&mut self, session: u64, chain: &[Name], op: &v1::Acquire) -> v1::Acquired {
         let first = usize::try_from(op.first).unwrap_or(usize::MAX);
         let count = usize::try_from(op.count).unwrap_or(usize::MAX);
         let mut answer = v1::Acquired::default();
-        let mut keys = Vec::new();
-        for key in chain.iter().skip(first).take(count) {
-            let Some(block) = self.blocks.get_mut(key) else {
+        let mut names = Vec::new();
+        for name in chain.iter().skip(first).take(count) {
+            let Some(block) = self.blocks.get_mut(name) else {
                 answer.miss = v1::MissReason::MissAbsent.into();
                 break;
             };
@@ -209,38 +212,38 @@ impl Node {
             block.in_nvme = false;
             block.leases += 1;
             block.last_used = self.clock;
-            keys.push(*key);
+            names.push(*name);
         }
-        if !keys.is_empty() {
+        if !names.is_empty() {
             answer.lease = self.clock;
-            self.leases.insert(self.clock, Lease { session, keys });
+            self.leases.insert(self.clock, Lease { session, names });
         }
         answer
     }
 
-    fn release(&mut self, session: u64, lease: u64, corrupt: &[BlockKey]) -> Result<(), Failure> {
+    fn release(&mut self, session: u64, lease: u64, corrupt: &[Name]) -> Result<(), Failure> {
         let of_session = self.leases.get(&lease).is_some_and(|lease| lease.session == session);
         let Some(lease) = of_session.then(|| self.leases.remove(&lease)).flatten() else {
             return Err(refuse(Code::Stale, "no such lease"));
         };
-        for key in &lease.keys {
-            if let Some(block) = self.blocks.get_mut(key) {
+        for name in &lease.names {
+            if let Some(block) = self.blocks.get_mut(name) {
                 block.leases -= 1;
             }
         }
-        for key in corrupt.iter().filter(|key| lease.keys.contains(key)) {
-            self.evict(key);
+        for name in corrupt.iter().filter(|name| lease.names.contains(name)) {
+            self.drop_block(name);
         }
         Ok(())
     }
 
-    fn reserve(&mut self, session: u64, chain: &[BlockKey], first: u32) -> v1::Reserved {
+    fn reserve(&mut self, session: u64, chain: &[Name], first: u32) -> v1::Reserved {
         let payload_bytes = self.sessions[&session].scope.payload_bytes;
         let start = usize::try_from(first).unwrap_or(usize::MAX);
         let mut answer = v1::Reserved::default();
         let mut slots = BTreeMap::new();
-        for (key, index) in chain.iter().skip(start).zip(first..) {
-            if self.blocks.contains_key(key) || self.writing.contains(key) {
+        for (name, index) in chain.iter().skip(start).zip(first..) {
+            if self.blocks.contains_key(name) || self.writing.contains(name) {
                 continue;
             }
             let Some(offset) = self.take_slot(payload_bytes) else {
@@ -256,8 +259,8 @@ impl Node {
             answer.region.push(REGION);
             answer.offset.push(offset as u64);
             answer.generation.push(generation.0);
-            self.writing.insert(*key);
-            slots.insert(index, Reserved { key: *key, parent, place, generation });
+            self.writing.insert(*name);
+            slots.insert(index, Reserved { name: *name, parent, place, generation });
         }
         if !slots.is_empty() {
             answer.reservation = self.clock;
@@ -271,17 +274,17 @@ impl Node {
         let bytes = Arena::slot_bytes(payload_bytes);
         while self.used_bytes + bytes > self.capacity_bytes {
             let victim = self.least_recent_leaf()?;
-            self.evict(&victim);
+            self.drop_block(&victim);
         }
         let offset = self.arenas.get_mut(&payload_bytes)?.take()?;
         self.used_bytes += bytes;
         Some(offset)
     }
 
-    fn least_recent_leaf(&self) -> Option<BlockKey> {
-        let parents: BTreeSet<BlockKey> = self.blocks.values().filter_map(|block| block.parent).collect();
-        let free = self.blocks.iter().filter(|(key, block)| block.leases == 0 && !parents.contains(key));
-        free.min_by_key(|(_, block)| block.last_used).map(|(key, _)| *key)
+    fn least_recent_leaf(&self) -> Option<Name> {
+        let parents: BTreeSet<Name> = self.blocks.values().filter_map(|block| block.parent).collect();
+        let free = self.blocks.iter().filter(|(name, block)| block.leases == 0 && !parents.contains(name));
+        free.min_by_key(|(_, block)| block.last_used).map(|(name, _)| *name)
     }
 
     fn seal(&mut self, session: u64, op: &v1::Seal) -> Result<(), Failure> {
@@ -305,7 +308,7 @@ impl Node {
         for (index, header) in headers {
             let slot = held.slots.remove(&index).expect("found above");
             self.arenas[&slot.place.payload_bytes].write(slot.place.offset, &header.encode()[..]);
-            self.writing.remove(&slot.key);
+            self.writing.remove(&slot.name);
             let block = Block {
                 place: slot.place,
                 generation: slot.generation,
@@ -315,7 +318,7 @@ impl Node {
                 in_nvme: false,
                 durable,
             };
-            self.blocks.insert(slot.key, block);
+            self.blocks.insert(slot.name, block);
         }
         self.give_up(held);
         Ok(())
@@ -330,7 +333,7 @@ impl Node {
 
     fn give_up(&mut self, reservation: Reservation) {
         for slot in reservation.slots.into_values() {
-            self.writing.remove(&slot.key);
+            self.writing.remove(&slot.name);
             self.free_slot(slot.place);
         }
     }
@@ -342,24 +345,35 @@ impl Node {
         self.used_bytes -= Arena::slot_bytes(place.payload_bytes);
     }
 
-    pub(super) fn evict(&mut self, key: &BlockKey) -> bool {
-        if self.blocks.get(key).is_none_or(|block| block.leases > 0) {
+    /// Forgets a block unless it is leased.
+    fn drop_block(&mut self, name: &Name) -> bool {
+        if self.blocks.get(name).is_none_or(|block| block.leases > 0) {
             return false;
         }
-        let block = self.blocks.remove(key).expect("found above");
+        let block = self.blocks.remove(name).expect("found above");
         self.free_slot(block.place);
         true
     }
 
+    /// The block of whatever tenant: keys of tenants are unrelated.
+    fn named(&self, key: &BlockKey) -> Option<Name> {
+        self.blocks.keys().find(|name| name.key == *key).copied()
+    }
+
+    pub(super) fn evict(&mut self, key: &BlockKey) -> bool {
+        self.named(key).is_some_and(|name| self.drop_block(&name))
+    }
+
     pub(super) fn corrupt(&mut self, key: &BlockKey) -> bool {
-        let Some(block) = self.blocks.get(key) else { return false };
+        let Some(block) = self.named(key).and_then(|name| self.blocks.get(&name)) else { return false };
         let SlotPlace { payload_bytes, offset } = block.place;
         self.arenas[&payload_bytes].flip(offset + HEADER_BYTES + payload_bytes / 2);
         true
     }
 
     pub(super) fn demote(&mut self, key: &BlockKey) -> bool {
-        self.blocks.get_mut(key).map(|block| block.in_nvme = true).is_some()
+        let named = self.named(key).and_then(|name| self.blocks.get_mut(&name));
+        named.map(|block| block.in_nvme = true).is_some()
     }
 
     pub(super) fn stop(&mut self) {
@@ -368,10 +382,10 @@ impl Node {
         for session in sessions {
             self.end_session(session);
         }
-        let lost: Vec<BlockKey> =
-            self.blocks.iter().filter(|(_, block)| !block.durable).map(|(key, _)| *key).collect();
-        for key in &lost {
-            self.evict(key);
+        let lost: Vec<Name> =
+            self.blocks.iter().filter(|(_, block)| !block.durable).map(|(name, _)| *name).collect();
+        for name in &lost {
+            self.drop_block(name);
         }
         for block in self.blocks.values_mut() {
             block.in_nvme = true;
@@ -422,7 +436,7 @@ impl Node {
     }
 
     pub(super) fn contains(&self, key: &BlockKey) -> bool {
-        self.blocks.contains_key(key)
+        self.named(key).is_some()
     }
 
     pub(super) fn len(&self) -> usize {
@@ -447,10 +461,10 @@ impl Block {
 impl Reserved {
     fn header(&self, scope: &Scope, sealed: &v1::SealedBlock) -> BlockHeader {
         BlockHeader {
-            key: self.key,
+            key: self.name.key,
             fingerprint: scope.fingerprint,
             tenant: scope.tenant,
-            parent: self.parent,
+            parent: self.parent.map(|parent| parent.key),
             depth: sealed.index,
             generation: self.generation,
             location: Location::MEMORY,
