@@ -29,6 +29,7 @@ mod metrics;
 mod reply;
 mod stream;
 
+pub(crate) use generate::unix_seconds;
 pub use listen::{CONNECTIONS_MAX, Limited};
 pub use metrics::Metrics;
 
@@ -187,4 +188,4 @@ async fn no_such_method() -> Response {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -154,7 +154,8 @@ async fn whole(mut running: Running, mut account: Account) -> Response {
     }
 }
 
+/// The date, in seconds since 1970.
 #[expect(clippy::disallowed_methods, reason = "the API reports the date of a reply")]
-pub(super) fn unix_seconds() -> u64 {
+pub(crate) fn unix_seconds() -> u64 {
     std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }

@@ -21,12 +21,12 @@ fn limits() -> EngineLimits {
     EngineLimits { context_tokens_max: 128, requests_max: 2, pages_max: 64, page_tokens: 16, vocab: 330 }
 }
 
-fn model_dir() -> std::path::PathBuf {
+pub(crate) fn model_dir() -> std::path::PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../cachesvc/prompt/tests/model")
 }
 
 /// A face and the inbox of the engine that the test plays.
-fn stage() -> (Arc<Face>, Receiver<Submission>) {
+pub(crate) fn stage() -> (Arc<Face>, Receiver<Submission>) {
     stage_for(&model_dir())
 }
 
@@ -66,7 +66,7 @@ fn usage(submission: &Submission) -> GenUsage {
     GenUsage { prompt_tokens, completion_tokens: 0, computed_tokens, loaded }
 }
 
-fn say(prompt: &Prompt, submission: &Submission, text: &str, reason: FinishReason) {
+pub(crate) fn say(prompt: &Prompt, submission: &Submission, text: &str, reason: FinishReason) {
     let usage = usage(submission);
     let tokens = prompt.tokenizer().encode(text, hearth_prompt::Specials::InText).expect("tokens");
     send(submission, GenEvent::Prompt { usage });
@@ -136,7 +136,7 @@ async fn chat(face: &Arc<Face>, extra: Value) -> Reply {
     post(face, "/v1/chat/completions", chat_body(extra)).await
 }
 
-fn chat_body(extra: Value) -> String {
+pub(crate) fn chat_body(extra: Value) -> String {
     let mut body = json!({"model": "tiny", "messages": [{"role": "user", "content": "hello there"}]});
     body.as_object_mut().expect("an object").extend(extra.as_object().expect("an object").clone());
     body.to_string()
@@ -148,8 +148,16 @@ async fn complete(face: &Arc<Face>, extra: Value) -> Reply {
     post(face, "/v1/completions", body.to_string()).await
 }
 
+/// A chat request as it goes over a connection of its own.
+pub(crate) fn over_http(body: &str) -> String {
+    let length = body.len();
+    format!(
+        "POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n{body}"
+    )
+}
+
 /// The next request to the scripted engine, waited for without blocking the face.
-async fn submission(inbox: Receiver<Submission>) -> (Submission, Receiver<Submission>) {
+pub(crate) async fn submission(inbox: Receiver<Submission>) -> (Submission, Receiver<Submission>) {
     let wait = move || (inbox.recv().expect("a submission"), inbox);
     tokio::task::spawn_blocking(wait).await.expect("the wait")
 }

@@ -13,13 +13,6 @@ async fn serve(face: &Arc<Face>, connections_max: usize) -> std::net::SocketAddr
     address
 }
 
-fn request(body: &str) -> String {
-    let length = body.len();
-    format!(
-        "POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n{body}"
-    )
-}
-
 async fn read_until(stream: &mut TcpStream, what: &str) -> String {
     let mut text = String::new();
     let mut buffer = [0; 4096];
@@ -36,7 +29,7 @@ async fn a_client_that_leaves_mid_stream_cancels_its_request() {
     let (face, inbox) = stage();
     let address = serve(&face, CONNECTIONS_MAX).await;
     let mut client = TcpStream::connect(address).await.expect("connected");
-    client.write_all(request(&chat_body(json!({"stream": true}))).as_bytes()).await.expect("written");
+    client.write_all(over_http(&chat_body(json!({"stream": true}))).as_bytes()).await.expect("written");
     let (submission, _inbox) = submission(inbox).await;
     send(&submission, GenEvent::Prompt { usage: usage(&submission) });
     let head = read_until(&mut client, "assistant").await;
@@ -52,7 +45,7 @@ async fn a_client_that_leaves_before_the_first_token_cancels_its_request() {
         let (face, inbox) = stage();
         let address = serve(&face, CONNECTIONS_MAX).await;
         let mut client = TcpStream::connect(address).await.expect("connected");
-        client.write_all(request(&chat_body(json!({"stream": stream}))).as_bytes()).await.expect("written");
+        client.write_all(over_http(&chat_body(json!({"stream": stream}))).as_bytes()).await.expect("written");
         let (submission, _inbox) = submission(inbox).await;
         drop(client);
         submission.events.closed().await;
