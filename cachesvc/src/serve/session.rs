@@ -148,12 +148,11 @@ impl Session {
             message: mismatch.to_string(),
             mismatch: Some(Mismatch { field: mismatch.field, ours: mismatch.ours, theirs: mismatch.theirs }),
         })?;
-        let regions =
-            self.shared.arenas[usize::from(index.0)].iter().enumerate().map(|(shard, region)| Region {
-                id: u32::try_from(shard).expect("shards are few"),
-                generation: region.generation().0,
-                bytes: region.len() as u64,
-            });
+        let regions = self.shared.arenas[usize::from(index.0)].iter().map(|region| Region {
+            id: region_id(region),
+            generation: region.generation().0,
+            bytes: region.len() as u64,
+        });
         let welcome = Welcome { session: self.id.0, regions: regions.collect(), payload_bytes };
         let range_bytes = u32::try_from(layout.layer_bytes()).expect("bounded by PAYLOAD_BYTES_MAX");
         const { assert!(PAYLOAD_BYTES_MAX <= u32::MAX as u64) };
@@ -190,7 +189,17 @@ fn shape(hello: &Hello) -> Result<(CacheIdentity, BlockLayout), Refused> {
     Ok((identity, layout))
 }
 
+/// The number by which messages name a region: its id, which counts up from the start of the process.
+fn region_id(region: &hearth_transfer::Region) -> u32 {
+    u32::try_from(region.id().0).expect("a node has far fewer than 2^32 regions")
+}
+
 impl Client {
+    /// The number of this tenant's region in a shard.
+    fn region_of(&self, shard: usize) -> u32 {
+        region_id(&self.shared.arenas[usize::from(self.caller.tenant.0)][shard])
+    }
+
     /// Answers the Hello with the tenant's regions, then serves requests.
     async fn welcomed(
         self: Arc<Self>,

@@ -111,7 +111,7 @@ impl Client {
         }
         self.release_parts(spare, &[]);
         blocks.sort_unstable_by_key(|(_, block)| block.index);
-        let region = |&(shard, _): &(usize, Leased)| u32::try_from(shard).expect("shards are few");
+        let region = |&(shard, _): &(usize, Leased)| self.region_of(shard);
         v1::Acquired {
             lease: if kept.is_empty() { 0 } else { self.grants().add(kept) },
             region: blocks.iter().map(region).collect(),
@@ -171,7 +171,7 @@ impl Client {
             reply.refused += part.refused;
             for (index, offset, generation) in part.slots {
                 reply.index.push(index);
-                reply.region.push(u32::try_from(shard).expect("shards are few"));
+                reply.region.push(self.region_of(shard));
                 reply.offset.push(offset);
                 reply.generation.push(generation.0);
             }
