@@ -21,6 +21,7 @@ pub mod node;
 pub mod serve;
 pub mod slots;
 pub mod store;
+#[expect(unsafe_code, reason = "system calls on raw memory; every other module but io::uring is safe")]
 mod sys;
 pub mod tenants;
 pub mod tier;
