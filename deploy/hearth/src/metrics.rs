@@ -1,0 +1,107 @@
+//! Reads the counters of blocks asked from a process's `/metrics`, to say at the end what the tiers gave.
+
+use std::collections::BTreeMap;
+
+/// The counter with one denominator that every client of the store exports.
+const BLOCKS_ASKED: &str = "hearth_blocks_asked_total";
+
+/// Blocks asked for, by what came of it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize)]
+pub(crate) struct BlocksAsked {
+    /// Found, by tier.
+    pub(crate) hits: BTreeMap<String, u64>,
+    /// Not found, by reason.
+    pub(crate) misses: BTreeMap<String, u64>,
+}
+
+impl BlocksAsked {
+    /// Takes the counters from a Prometheus text; lines that are something else are passed over.
+    pub(crate) fn parse(text: &str) -> Self {
+        let mut asked = Self::default();
+        for line in text.lines() {
+            let Some(sample) = line.strip_prefix(BLOCKS_ASKED) else { continue };
+            let Some((labels, value)) = sample.strip_prefix('{').and_then(|rest| rest.split_once('}')) else {
+                continue;
+            };
+            let Some(count) = value.split_whitespace().next().and_then(|value| value.parse::<u64>().ok())
+            else {
+                continue;
+            };
+            let (outcomes, name) = match label(labels, "result") {
+                Some("hit") => (&mut asked.hits, label(labels, "tier")),
+                Some("miss") => (&mut asked.misses, label(labels, "reason")),
+                _ => continue,
+            };
+            *outcomes.entry(name.unwrap_or_default().to_owned()).or_default() += count;
+        }
+        asked.hits.retain(|_, count| *count > 0);
+        asked.misses.retain(|_, count| *count > 0);
+        asked
+    }
+
+    /// Adds another process's counts.
+    pub(crate) fn add(&mut self, other: &Self) {
+        for (mine, theirs) in [(&mut self.hits, &other.hits), (&mut self.misses, &other.misses)] {
+            for (name, count) in theirs {
+                *mine.entry(name.clone()).or_default() += count;
+            }
+        }
+    }
+
+    /// All blocks asked for.
+    pub(crate) fn total(&self) -> u64 {
+        self.hits.values().chain(self.misses.values()).sum()
+    }
+
+    /// Found in this tier.
+    pub(crate) fn hits_in(&self, tier: &str) -> u64 {
+        self.hits.get(tier).copied().unwrap_or_default()
+    }
+
+    /// Not found for this reason.
+    pub(crate) fn misses_for(&self, reason: &str) -> u64 {
+        self.misses.get(reason).copied().unwrap_or_default()
+    }
+}
+
+/// The value of a label. Tiers and reasons hold no quotes and no commas.
+fn label<'a>(labels: &'a str, name: &str) -> Option<&'a str> {
+    labels.split(',').find_map(|pair| {
+        let (key, value) = pair.split_once('=')?;
+        (key.trim() == name).then(|| value.trim().trim_matches('"'))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TEXT: &str = "\
+# HELP hearth_blocks_asked Blocks asked for.
+# TYPE hearth_blocks_asked counter
+hearth_blocks_asked_total{result=\"hit\",tier=\"engine\",reason=\"\"} 280
+hearth_blocks_asked_total{result=\"hit\",tier=\"pinned\",reason=\"\"} 20
+hearth_blocks_asked_total{result=\"hit\",tier=\"nvme\",reason=\"\"} 0
+hearth_blocks_asked_total{reason=\"absent\",result=\"miss\",tier=\"\"} 9
+hearth_blocks_asked_total{reason=\"corrupt\",result=\"miss\",tier=\"nvme\"} 1
+hearth_blocks_asked_total 5
+hearth_blocks_asked_total{result=\"hit\"
+hearth_requests_total{result=\"hit\",tier=\"engine\"} 7
+";
+
+    #[test]
+    fn counters_are_taken_by_tier_and_reason() {
+        let asked = BlocksAsked::parse(TEXT);
+        assert_eq!((asked.hits_in("engine"), asked.hits_in("pinned"), asked.hits_in("nvme")), (280, 20, 0));
+        assert_eq!((asked.misses_for("absent"), asked.misses_for("corrupt")), (9, 1));
+        assert_eq!(asked.total(), 310);
+    }
+
+    #[test]
+    fn processes_add_up() {
+        let mut sum = BlocksAsked::parse(TEXT);
+        sum.add(&BlocksAsked::parse(TEXT));
+        assert_eq!(sum.total(), 620);
+        assert_eq!(BlocksAsked::parse("").total(), 0);
+    }
+}
