@@ -69,6 +69,11 @@ impl Prompt {
         self.template.is_some()
     }
 
+    /// Whether the date is part of every chat's prompt, so that no block outlives the day, in UTC.
+    pub fn is_dated(&self) -> bool {
+        self.template.as_ref().is_some_and(ChatTemplate::is_dated)
+    }
+
     /// What the model's authors recommend for requests that leave it open.
     pub fn sampling_defaults(&self) -> &SamplingDefaults {
         &self.defaults

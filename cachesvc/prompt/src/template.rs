@@ -1,20 +1,21 @@
 //! A model's chat template: from messages to the text that the model was trained to continue.
 //!
 //! Templates are written for Jinja as Hugging Face sets it up, and come with the model: they are run
-//! with a bound on their steps and on what they write. They get no clock: the same messages give the
-//! same text in every process and on every day, or their blocks would never be found again.
+//! with a bound on their steps and on what they write. They get the date only if they cannot do without:
+//! the same messages should give the same text every day, or their blocks would not be found again.
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 use std::path::Path;
 
-use minijinja::value::{Kwargs, ValueKind};
 use minijinja::{AutoEscape, Environment, Error, ErrorKind, Value};
-use serde::Serialize as _;
 
+use self::dialect::Raised;
 use crate::error::{LoadError, TemplateError};
 use crate::request::{Message, Role};
+
+mod dialect;
 
 /// Steps of the template engine for one conversation: a hundred or so for each message of the longest
 /// one taken, and about a second in all.
@@ -30,6 +31,7 @@ pub struct ChatTemplate {
     env: Environment<'static>,
     specials: BTreeMap<&'static str, String>,
     knows_developer: bool,
+    dated: bool,
 }
 
 impl ChatTemplate {
@@ -49,13 +51,16 @@ impl ChatTemplate {
         env.set_fuel(Some(STEPS_MAX));
         env.set_recursion_limit(DEPTH_MAX);
         env.set_auto_escape_callback(|_| AutoEscape::None);
-        env.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
-        env.set_formatter(write_as_python);
-        env.add_filter("tojson", to_json);
-        env.add_function("raise_exception", raise_exception);
-        env.add_template_owned(NAME, source.to_owned())
+        let dated = dialect::asks_for_date(source);
+        dialect::add_to(&mut env, dated);
+        env.add_template_owned(NAME, dialect::without_generation_blocks(source))
             .map_err(|error| LoadError::Template { path: origin.to_owned(), source: Box::new(error) })?;
-        Ok(Self { env, specials: specials.clone(), knows_developer: source.contains("developer") })
+        Ok(Self { env, specials: specials.clone(), knows_developer: source.contains("developer"), dated })
+    }
+
+    /// Whether the template writes the date into its text, so that no block outlives the day, in UTC.
+    pub fn is_dated(&self) -> bool {
+        self.dated
     }
 
     /// The text for these messages, up to where the assistant's answer begins. Blocks while the template
@@ -148,16 +153,6 @@ impl io::Write for Bounded {
     }
 }
 
-/// What a template said with `raise_exception`, to tell it from a fault of the template.
-#[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-struct Raised(String);
-
-fn raise_exception(reason: String) -> Result<Value, Error> {
-    Err(Error::new(ErrorKind::InvalidOperation, "the template raised an exception")
-        .with_source(Raised(reason)))
-}
-
 fn render_error(error: Error) -> TemplateError {
     if error.kind() == ErrorKind::OutOfFuel {
         return TemplateError::TooLong { steps_max: STEPS_MAX };
@@ -173,62 +168,6 @@ fn render_error(error: Error) -> TemplateError {
         cause = inner.source();
     }
     TemplateError::Failed { source: error }
-}
-
-/// Writes a value as Python would print it, where that differs.
-fn write_as_python(
-    out: &mut minijinja::Output<'_>,
-    state: &minijinja::State<'_, '_>,
-    value: &Value,
-) -> Result<(), Error> {
-    let text = match value.kind() {
-        ValueKind::None => "None",
-        ValueKind::Bool if value.is_true() => "True",
-        ValueKind::Bool => "False",
-        _ => return minijinja::escape_formatter(out, state, value),
-    };
-    out.write_str(text).map_err(Error::from)
-}
-
-/// `tojson` as Hugging Face defines it: Python's spacing, nothing escaped for HTML.
-fn to_json(value: &Value, options: Kwargs) -> Result<String, Error> {
-    let indent: Option<usize> = options.get("indent")?;
-    options.assert_all_used()?;
-    let mut json = Vec::new();
-    let written = match indent {
-        // An absurd width would be memory for spaces.
-        Some(width) if width > INDENT_MAX => {
-            return Err(Error::new(ErrorKind::InvalidOperation, "tojson: the indent is too wide"));
-        }
-        Some(width) => {
-            let indent = " ".repeat(width);
-            let style = serde_json::ser::PrettyFormatter::with_indent(indent.as_bytes());
-            value.serialize(&mut serde_json::Serializer::with_formatter(&mut json, style))
-        }
-        None => value.serialize(&mut serde_json::Serializer::with_formatter(&mut json, PythonSpacing)),
-    };
-    written.map_err(|error| Error::new(ErrorKind::BadSerialization, "tojson failed").with_source(error))?;
-    Ok(String::from_utf8_lossy(&json).into_owned())
-}
-
-/// The widest indent of a template's JSON, in spaces.
-const INDENT_MAX: usize = 16;
-
-/// A space after each comma and colon.
-struct PythonSpacing;
-
-impl serde_json::ser::Formatter for PythonSpacing {
-    fn begin_array_value<W: ?Sized + io::Write>(&mut self, writer: &mut W, first: bool) -> io::Result<()> {
-        if first { Ok(()) } else { writer.write_all(b", ") }
-    }
-
-    fn begin_object_key<W: ?Sized + io::Write>(&mut self, writer: &mut W, first: bool) -> io::Result<()> {
-        if first { Ok(()) } else { writer.write_all(b", ") }
-    }
-
-    fn begin_object_value<W: ?Sized + io::Write>(&mut self, writer: &mut W) -> io::Result<()> {
-        writer.write_all(b": ")
-    }
 }
 
 #[cfg(test)]

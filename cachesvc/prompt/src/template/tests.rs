@@ -145,7 +145,42 @@ fn a_template_that_does_not_parse_names_its_file_and_line() {
 }
 
 #[test]
-fn there_is_no_clock() {
-    let template = "{% if strftime_now is defined %}{{ strftime_now('%d %b %Y') }}{% else %}fixed{% endif %}";
-    assert_eq!(render(template).expect("renders"), "fixed");
+fn a_template_gets_the_date_only_if_it_cannot_do_without() {
+    let guarded = "{% if strftime_now is defined %}{{ strftime_now('%d %b %Y') }}{% else %}fixed{% endif %}";
+    assert_eq!(render(guarded).expect("renders"), "fixed");
+    assert!(!parse(guarded).is_dated());
+    let unguarded = "{{ strftime_now('%Y-%m-%d') }}";
+    assert!(parse(unguarded).is_dated());
+    let date = render(unguarded).expect("renders");
+    assert!(date.len() == 10 && date.starts_with('2'), "{date}");
+    assert!(matches!(render("{{ strftime_now('%') }}"), Err(TemplateError::Failed { .. })));
+}
+
+#[test]
+fn json_takes_pythons_options() {
+    let cases = [
+        ("{{ 'ü😀'|tojson(ensure_ascii=True) }}", r#""\u00fc\ud83d\ude00""#),
+        ("{{ 'ü😀'|tojson(ensure_ascii=False) }}", "\"ü😀\""),
+        ("{{ {'b': 1, 'a': [1, 2]}|tojson(separators=(',', ':')) }}", r#"{"b":1,"a":[1,2]}"#),
+        ("{{ {'b': 1, 'a': [1, 2]}|tojson(sort_keys=true) }}", r#"{"a": [1, 2], "b": 1}"#),
+    ];
+    for (template, expected) in cases {
+        assert_eq!(render(template).expect(template), expected, "{template}");
+    }
+    assert!(render("{{ 1|tojson(indent=1000000000) }}").is_err());
+}
+
+#[test]
+fn generation_blocks_are_plain_blocks() {
+    let template = "{%- for m in messages[:2] -%}\n  {%- generation -%}\n {{ m.role }} {% endgeneration %}\n{% endfor %}";
+    assert_eq!(render(template).expect("renders"), "system user ");
+    assert_eq!(render("{% set generation = 1 %}{{ generation }}").expect("renders"), "1");
+}
+
+#[test]
+fn nothing_is_not_iterable() {
+    assert_eq!(
+        render("{{ tools is iterable }} {{ messages is iterable }} {{ 'x' is iterable }}").expect("renders"),
+        "False True True"
+    );
 }
