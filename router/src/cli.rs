@@ -32,9 +32,9 @@ pub struct Args {
     /// load alone
     #[arg(long, value_name = "DIR")]
     pub model: Option<PathBuf>,
-    /// Name that users ask for the model by [default: the directory's name]
-    #[arg(long, value_name = "NAME", requires = "model")]
-    pub served_model_name: Option<String>,
+    /// Name that users ask for the model by; repeat for several, in the engines' order [default: the directory's name]
+    #[arg(long = "served-model-name", value_name = "NAME", requires = "model")]
+    pub served_model_names: Vec<String>,
     /// Where to write the router's address once it serves, as JSON
     #[arg(long, value_name = "PATH")]
     pub ready_file: Option<PathBuf>,

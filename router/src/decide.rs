@@ -206,17 +206,18 @@ fn cost(prompt: &PromptView, candidate: &Candidate<'_>, weights: &Weights) -> Co
     let on_chain = |chain: &Chain| {
         let held = chain.engines.get(&*candidate.endpoint.authority).copied().unwrap_or(0);
         let loadable = chain.found.loadable_after(usize::try_from(held).expect("came from a usize"));
-        let mut left = tokens;
+        let mut left = tokens / chain.block_tokens;
         let mut take = |blocks: u64| {
-            let taken = blocks.saturating_mul(chain.block_tokens).min(left);
+            let taken = blocks.min(left);
             left -= taken;
-            taken
+            taken * chain.block_tokens
         };
         let engine = take(held);
         let pinned = take(loadable.pinned as u64);
         let nvme = take(loadable.nvme as u64);
+        let computed = tokens - engine - pinned - nvme;
         // The logits of the last token are needed even when all its KV is there.
-        Cost { computed: left.max(1), engine, pinned, nvme, queued }
+        Cost { computed: computed.max(1), engine, pinned, nvme, queued }
     };
     let chains = prompt.chains().iter().map(on_chain);
     chains.min_by_key(|cost| cost.total_millitokens(weights)).unwrap_or(unmatched)
@@ -269,7 +270,7 @@ impl PromptView {
 }
 
 impl Chain {
-    /// From what the index found for a chain of blocks of `block_tokens` tokens.
+    /// From what the index found for a chain of blocks of `block_tokens` tokens, which is at least 1.
     pub fn new(block_tokens: u64, found: Match) -> Self {
         let mut engines: BTreeMap<String, u64> = BTreeMap::new();
         for held in &found.engines {

@@ -136,7 +136,7 @@ impl Fleet {
         self.read()[id.0].clone()
     }
 
-    /// A request found the endpoint dead. It comes back with its next good probe.
+    /// A request was refused a connection. The endpoint comes back with its next good probe.
     pub fn eject(&self, id: EndpointId) {
         self.set(id, State::Down);
     }

@@ -4,7 +4,9 @@
 //! and the feed joins again from a snapshot. [`Index::matches`] answers for a whole prompt. The answer may be old; it
 //! is good for choosing an endpoint and for nothing else.
 
+mod matching;
 mod places;
+mod rejoin;
 mod runs;
 #[cfg(test)]
 mod tests;
@@ -14,13 +16,15 @@ use std::sync::{Arc, RwLock};
 
 use hearth_proto::event::Digest;
 use hearth_proto::identity::{CacheIdentity, IdentityError};
-use hearth_proto::key::{BlockKey, KeysError, unpack};
+use hearth_proto::key::{BlockKey, unpack};
 use hearth_proto::v1::feed_message::Body;
 use hearth_proto::v1::{FeedMessage, Heartbeat, Registered, Removed, Stored, Tier};
-use thiserror::Error;
 
+use self::matching::Walk;
+pub use self::matching::{HolderMatch, Loadable, Match, StoreSpan};
 pub use self::places::PLACES_MAX;
-use self::places::{PlaceId, PlaceSet, Places};
+use self::places::Places;
+pub use self::rejoin::{ProtocolError, Rejoin};
 use self::runs::Runs;
 
 /// Shards that a node may have.
@@ -64,164 +68,6 @@ enum Progress {
     Snapshot,
     /// Following; the last event had this number.
     Following { seq: u64 },
-}
-
-/// The copy cannot be right any more, or cannot be kept: drop it and join the feed again.
-#[derive(Debug, Error)]
-pub enum Rejoin {
-    /// Events were lost.
-    #[error("shard {shard} sent event {found} after event {last}: events were lost")]
-    Gap {
-        /// The shard.
-        shard: u32,
-        /// The last event that came.
-        last: u64,
-        /// The one that came now.
-        found: u64,
-    },
-    /// The node restarted.
-    #[error("the store node restarted: incarnation {found} after {ours}")]
-    Incarnation {
-        /// Whose events the copy is made of.
-        ours: u64,
-        /// Whose event came.
-        found: u64,
-    },
-    /// Both sides count differently.
-    #[error("shard {shard} holds {theirs} entries by its own count, {ours} by ours")]
-    Digest {
-        /// The shard.
-        shard: u32,
-        /// Entries of the copy.
-        ours: u64,
-        /// Entries of the shard.
-        theirs: u64,
-    },
-    /// The store broke the rules of the feed.
-    #[error(transparent)]
-    Protocol(#[from] ProtocolError),
-    /// The store holds more than the index may.
-    #[error(
-        "the store holds more than this index may: {blocks} blocks, {PLACES_MAX} holders; start more routers"
-    )]
-    Full {
-        /// Blocks in the index.
-        blocks: usize,
-    },
-}
-
-impl Rejoin {
-    /// A word for the metrics.
-    pub fn label(&self) -> &'static str {
-        match self {
-            Self::Gap { .. } => "gap",
-            Self::Incarnation { .. } => "incarnation",
-            Self::Digest { .. } => "digest",
-            Self::Protocol(_) => "protocol",
-            Self::Full { .. } => "full",
-        }
-    }
-}
-
-/// A message that no store of this release sends.
-#[derive(Debug, Error)]
-pub enum ProtocolError {
-    /// A message without a body.
-    #[error(
-        "a feed message is of a kind that this release does not know; run the same release on both sides"
-    )]
-    Kind,
-    /// A shard number out of range.
-    #[error("the feed speaks of shard {0}; a node has at most {SHARDS_MAX}")]
-    Shard(u32),
-    /// An event before the snapshot, or a snapshot's end without its begin.
-    #[error("shard {0} sent an event outside of the order snapshot, then changes")]
-    Order(u32),
-    /// The keys are no list of keys.
-    #[error(transparent)]
-    Keys(#[from] KeysError),
-    /// The tier has no name.
-    #[error("the feed names tier {0}, which this release does not know; run the same release on both sides")]
-    Tier(i32),
-    /// A block cannot be in two shards.
-    #[error("shard {found} tells of block {key:?}, which belongs to shard {ours}")]
-    Moved {
-        /// The block.
-        key: BlockKey,
-        /// The shard that told of it first.
-        ours: u32,
-        /// The shard that tells of it now.
-        found: u32,
-    },
-    /// The identity cannot be used.
-    #[error("the feed names an unusable identity: {0}")]
-    Identity(#[from] IdentityError),
-    /// Both sides hash identities differently.
-    #[error("the store hashes the identity of {0:?} differently; run the same release on both sides")]
-    Fingerprint(String),
-}
-
-/// What is held of one chain of blocks.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Match {
-    /// Engines that hold a beginning of the chain in their own pages, each with the number of blocks.
-    pub engines: Vec<HolderMatch>,
-    /// Which blocks the store can load, in order.
-    pub store: Vec<StoreSpan>,
-}
-
-/// How much of a chain an engine holds.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct HolderMatch {
-    /// The name that the engine gave itself.
-    pub holder: Arc<str>,
-    /// Blocks from the first on.
-    pub blocks: usize,
-}
-
-/// Consecutive blocks of a chain in one tier of the store.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct StoreSpan {
-    /// Position of the first one in the chain.
-    pub first: usize,
-    /// Position after the last one.
-    pub end: usize,
-    /// The fastest tier that has them.
-    pub tier: Tier,
-}
-
-/// Blocks that the store can load, by tier.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Loadable {
-    /// From pinned memory.
-    pub pinned: usize,
-    /// From NVMe.
-    pub nvme: usize,
-}
-
-impl Match {
-    /// Blocks that `holder` holds from the first on.
-    pub fn held_by(&self, same: impl Fn(&str) -> bool) -> usize {
-        self.engines.iter().filter(|held| same(&held.holder)).map(|held| held.blocks).max().unwrap_or(0)
-    }
-
-    /// What the store can add, without a hole, to the first `held` blocks.
-    pub fn loadable_after(&self, held: usize) -> Loadable {
-        let mut loadable = Loadable::default();
-        let mut next = held;
-        for span in self.store.iter().skip_while(|span| span.end <= held) {
-            if span.first > next {
-                break;
-            }
-            let blocks = span.end - next;
-            match span.tier {
-                Tier::Pinned => loadable.pinned += blocks,
-                _ => loadable.nvme += blocks,
-            }
-            next = span.end;
-        }
-        loadable
-    }
 }
 
 impl Index {
@@ -455,64 +301,4 @@ fn same_shard(runs: &Runs, at: runs::At, (found, key): (u32, &BlockKey)) -> Resu
 /// Blocks from `at` on that agree with `keys`.
 fn pieces_blocks(runs: &Runs, at: runs::At, keys: &[BlockKey]) -> usize {
     runs.pieces(at, keys.iter().map(BlockKey::prefix)).map(|(blocks, _)| blocks).sum()
-}
-
-/// One pass over a chain.
-struct Walk<'a> {
-    places: &'a Places,
-    /// Blocks passed.
-    blocks: usize,
-    /// Engines that hold all of them. `None` before the first block.
-    alive: Option<PlaceSet>,
-    found: Match,
-}
-
-impl<'a> Walk<'a> {
-    fn new(places: &'a Places) -> Self {
-        Self { places, blocks: 0, alive: None, found: Match::default() }
-    }
-
-    /// Passes `blocks` that `holders` hold. Tells whether it is worth going on.
-    fn step(&mut self, blocks: usize, holders: &PlaceSet) -> bool {
-        let engines = self.places.engines_of(holders);
-        let alive = match self.alive.take() {
-            None => engines,
-            Some(before) => {
-                let after = before.and(&engines);
-                if after != before {
-                    let ended: Vec<PlaceId> = before.iter().filter(|&id| !after.contains(id)).collect();
-                    ended.into_iter().for_each(|id| self.end(id));
-                }
-                after
-            }
-        };
-        let tier = self.places.store_tier_of(holders);
-        if tier.is_none() && alive.is_empty() {
-            self.alive = Some(alive);
-            return false;
-        }
-        let first = self.blocks;
-        self.blocks += blocks;
-        if let Some(tier) = tier {
-            match self.found.store.last_mut() {
-                Some(span) if span.end == first && span.tier == tier => span.end = self.blocks,
-                _ => self.found.store.push(StoreSpan { first, end: self.blocks, tier }),
-            }
-        }
-        self.alive = Some(alive);
-        true
-    }
-
-    /// The engine holds what was passed and no more.
-    fn end(&mut self, id: PlaceId) {
-        let holder = Arc::clone(&self.places.place(id).holder);
-        self.found.engines.push(HolderMatch { holder, blocks: self.blocks });
-    }
-
-    fn finish(mut self) -> Match {
-        for id in self.alive.take().unwrap_or_default().iter() {
-            self.end(id);
-        }
-        self.found
-    }
 }

@@ -3,7 +3,6 @@
 //! The engine is the one that judges a request. Here only what is no JSON at all is refused; a request that cannot be
 //! turned into tokens is routed by load, and the engine says what is wrong with it.
 
-use std::collections::BTreeMap;
 use std::sync::PoisonError;
 
 use hearth_prompt::{Endpoint, Prompt, Request, RequestError};
@@ -17,10 +16,19 @@ use crate::index::{Index, SharedIndex};
 /// Bytes of text that make a token, where nobody counts them.
 const TOKEN_BYTES: u64 = 4;
 
+/// A model whose prompts can be tokenized.
+#[derive(Debug)]
+pub struct Model {
+    /// Names that users ask for it by. Engines store its blocks under the first one.
+    pub names: Vec<String>,
+    /// From its directory.
+    pub prompt: Prompt,
+}
+
 /// Reads requests.
 #[derive(Debug)]
 pub struct Reader {
-    models: BTreeMap<String, Prompt>,
+    models: Vec<Model>,
     secret: Option<TenantSecret>,
     index: SharedIndex,
 }
@@ -35,9 +43,9 @@ pub struct Reading {
 }
 
 impl Reader {
-    /// Reads requests for these `models`, by the names that users ask for, and looks their prompts up in `index` as the
-    /// tenant whose `secret` it is. Without a secret nothing is looked up.
-    pub fn new(models: BTreeMap<String, Prompt>, secret: Option<TenantSecret>, index: SharedIndex) -> Self {
+    /// Reads requests for these `models` and looks their prompts up in `index` as the tenant whose `secret` it is. Without
+    /// a secret nothing is looked up.
+    pub fn new(models: Vec<Model>, secret: Option<TenantSecret>, index: SharedIndex) -> Self {
         Self { models, secret, index }
     }
 
@@ -62,11 +70,14 @@ impl Reader {
     }
 
     fn look_up(&self, request: &Request) -> Result<PromptView, Ignorance> {
-        let prompt = self.models.get(&request.model).ok_or(Ignorance::NoTokenizer)?;
+        let mut models = self.models.iter();
+        let model =
+            models.find(|model| model.names.contains(&request.model)).ok_or(Ignorance::NoTokenizer)?;
+        let name = model.names.first().expect("contains one");
         let secret = self.secret.as_ref().ok_or(Ignorance::NoFeed)?;
-        let identities = self.with_index(|index| index.complete().then(|| index.identities(&request.model)));
+        let identities = self.with_index(|index| index.complete().then(|| index.identities(name)));
         let identities = identities.ok_or(Ignorance::NoFeed)?;
-        let tokens = prompt.tokens(request).map_err(|_| Ignorance::NotTokenized)?;
+        let tokens = model.prompt.tokens(request).map_err(|_| Ignorance::NotTokenized)?;
         let salt = request.cache_salt.as_deref().unwrap_or_default().as_bytes();
         let chains = identities.iter().map(|identity| {
             let chain = KeyChain::new(secret, identity);
@@ -93,7 +104,7 @@ mod tests {
     use super::*;
 
     fn reader() -> Reader {
-        Reader::new(BTreeMap::new(), None, SharedIndex::default())
+        Reader::new(Vec::new(), None, SharedIndex::default())
     }
 
     #[test]

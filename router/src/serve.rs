@@ -1,6 +1,5 @@
 //! Wires the router's parts together, serves, and stops.
 
-use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -23,7 +22,7 @@ use crate::fleet::{self, Fleet, FleetError};
 use crate::gateway::{Gateway, Parts};
 use crate::index::SharedIndex;
 use crate::metrics::FeedMetrics;
-use crate::request::Reader;
+use crate::request::{Model, Reader};
 
 /// Longest wait at the start for the store's snapshot. Then the router serves, by load, until it has come.
 const SNAPSHOT_PATIENCE: Duration = Duration::from_secs(3);
@@ -171,17 +170,27 @@ async fn serve(
     }
 }
 
-async fn load_models(args: &Args) -> Result<BTreeMap<String, Prompt>, RunError> {
+async fn load_models(args: &Args) -> Result<Vec<Model>, RunError> {
     let Some(dir) = args.model.clone() else {
         tracing::warn!("no --model is given: prompts are not tokenized, requests are routed by load alone");
-        return Ok(BTreeMap::new());
+        return Ok(Vec::new());
     };
-    let own_name = || dir.file_name().map(|name| name.to_string_lossy().into_owned());
-    let name =
-        args.served_model_name.clone().or_else(own_name).ok_or_else(|| RunError::Unnamed(dir.clone()))?;
-    let load = tokio::task::spawn_blocking(move || Prompt::load(&dir)).await;
-    let prompt = load.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?;
-    Ok(BTreeMap::from([(name, prompt)]))
+    let mut names = args.served_model_names.clone();
+    let load = tokio::task::spawn_blocking(move || {
+        let prompt = Prompt::load(&dir)?;
+        if names.is_empty() {
+            names.push(own_name(&dir).ok_or(RunError::Unnamed(dir))?);
+        }
+        Ok(vec![Model { names, prompt }])
+    });
+    load.await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))
+}
+
+/// The last part of a directory's name, as an engine takes it for its model's.
+fn own_name(dir: &Path) -> Option<String> {
+    let canonical = dir.canonicalize();
+    let name = canonical.as_deref().unwrap_or(dir).file_name()?;
+    Some(name.to_string_lossy().into_owned())
 }
 
 fn read_secret(path: &Path) -> Result<TenantSecret, RunError> {

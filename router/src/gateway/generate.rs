@@ -11,7 +11,7 @@ use hearth_prompt::{Endpoint, ErrorBody, RequestError};
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 
 use super::record::{Outcome, Record};
-use super::relay::{Relay, Source};
+use super::relay::Relay;
 use super::upstream::{Begun, Outgoing, TryError};
 use super::{Gateway, answer, body, headers};
 use crate::decide::{Ask, Candidate, Decision, Refusal, Subset, decide};
@@ -159,7 +159,11 @@ fn give_up(gateway: &Gateway, error: &TryError, (placement, tries): (&Placement,
     if !error.is_dead() {
         return Some(answer::timed_out(error.to_string()));
     }
-    gateway.fleet.eject(placement.decision.endpoint);
+    // A request that broke says nothing about the next one, and one that breaks every engine must not take the fleet
+    // down. Where nobody listens, no request will get through.
+    if matches!(error, TryError::Refused(..)) {
+        gateway.fleet.eject(placement.decision.endpoint);
+    }
     if tries >= TRIES_MAX {
         return Some(answer::unavailable(format!(
             "{tries} engines failed this request; the last one: {error}"
@@ -198,12 +202,7 @@ fn relay(gateway: &Arc<Gateway>, begun: Begun, (mut record, placement): (Record,
     if first.is_none() {
         record.end(Outcome::Complete);
     }
-    let source = Source {
-        fleet: Arc::clone(&gateway.fleet),
-        endpoint: placement.decision.endpoint,
-        _reservation: placement.reservation,
-    };
-    let relay = Relay::new(first, rest, gateway.upstream.silence_max, (record, source));
+    let relay = Relay::new(first, rest, gateway.upstream.silence_max, (record, placement.reservation));
     stamp_tries(Response::from_parts(head, Body::new(relay)), tries)
 }
 

@@ -4,7 +4,6 @@
 //! and nothing piles up here. When the client leaves, the relay is dropped, and with it the engine's connection.
 
 use std::pin::Pin;
-use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -15,7 +14,6 @@ use thiserror::Error;
 use tokio::time::{Instant, Sleep, sleep};
 
 use super::record::{Outcome, Record};
-use crate::fleet::{EndpointId, Fleet};
 use crate::load::Reservation;
 
 /// The rest of an answer.
@@ -26,16 +24,8 @@ pub(super) struct Relay {
     silence: Pin<Box<Sleep>>,
     silence_max: Duration,
     record: Record,
-    source: Source,
-}
-
-/// Where an answer comes from.
-#[derive(Debug)]
-pub(super) struct Source {
-    pub(super) fleet: Arc<Fleet>,
-    pub(super) endpoint: EndpointId,
     /// Given back when the answer has ended.
-    pub(super) _reservation: Reservation,
+    _reservation: Reservation,
 }
 
 /// The answer breaks off. The client sees its connection end early.
@@ -52,9 +42,10 @@ impl Relay {
         first: Option<Frame<Bytes>>,
         rest: Incoming,
         silence_max: Duration,
-        (record, source): (Record, Source),
+        (record, reservation): (Record, Reservation),
     ) -> Self {
-        Self { first, rest, silence: Box::pin(sleep(silence_max)), silence_max, record, source }
+        let silence = Box::pin(sleep(silence_max));
+        Self { first, rest, silence, silence_max, record, _reservation: reservation }
     }
 
     fn count(&mut self, frame: &Frame<Bytes>) {
@@ -86,7 +77,6 @@ impl Body for Relay {
                 Poll::Ready(None)
             }
             Poll::Ready(Some(Err(error))) => {
-                this.source.fleet.eject(this.source.endpoint);
                 this.record.end(Outcome::EngineBroke);
                 Poll::Ready(Some(Err(Broken::Engine(error))))
             }

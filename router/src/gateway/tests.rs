@@ -12,9 +12,9 @@ use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 
 use super::record::Record;
-use super::relay::{Broken, Relay, Source};
+use super::relay::{Broken, Relay};
 use super::upstream::{Begun, Outgoing, TryError, Upstream};
-use crate::fleet::{EndpointId, Fleet};
+use crate::fleet::EndpointId;
 use crate::load::{Claim, Loads};
 use crate::metrics::GatewayMetrics;
 
@@ -63,14 +63,11 @@ async fn failures_before_the_first_byte_are_told_apart() {
 async fn a_silence_within_an_answer_ends_it_and_gives_the_load_back() {
     let (address, _open) = engine("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nhi\r\n").await;
     let Begun { first, rest, .. } = begin(&address, LONG).await.expect("begins");
-    let fleet = Arc::new(Fleet::new(&[address.parse().expect("an address")]).expect("one"));
     let loads = Arc::new(Loads::new(1));
-    let endpoint = EndpointId::new(0);
-    let claim = Claim { endpoint, tokens: 9 };
+    let claim = Claim { endpoint: EndpointId::new(0), tokens: 9 };
     let (reservation, ()) = loads.reserve(|_| Ok::<_, ()>((claim, ()))).expect("decided");
     let record = Record::new("r".into(), GatewayMetrics::register(&mut Registry::default()), None);
-    let source = Source { fleet, endpoint, _reservation: reservation };
-    let mut relay = Relay::new(first, rest, SHORT, (record, source));
+    let mut relay = Relay::new(first, rest, SHORT, (record, reservation));
     let frame = relay.frame().await.expect("a piece").expect("whole");
     assert_eq!(frame.into_data().expect("data"), "hi");
     assert!(matches!(relay.frame().await, Some(Err(Broken::Silent))));

@@ -19,6 +19,9 @@ use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinHandle;
 use tokio_stream::wrappers::ReceiverStream;
 
+/// Another name for the model of every engine.
+pub(crate) const ALIAS: &str = "alias";
+
 /// What an engine answers.
 pub(crate) enum Script {
     /// `{"engine": NAME}`.
@@ -103,8 +106,8 @@ impl Drop for Engine {
 }
 
 async fn models(State(engine): State<Arc<Inner>>) -> Response {
-    axum::Json(json!({ "object": "list", "data": [{ "id": engine.model, "object": "model" }] }))
-        .into_response()
+    let names = [engine.model, ALIAS].map(|id| json!({ "id": id, "object": "model" }));
+    axum::Json(json!({ "object": "list", "data": names })).into_response()
 }
 
 async fn generate(State(engine): State<Arc<Inner>>, request: Request) -> Response {

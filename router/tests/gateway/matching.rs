@@ -63,6 +63,8 @@ impl Cluster {
             dir.path().to_str().expect("text"),
             "--served-model-name",
             "demo",
+            "--served-model-name",
+            "alias",
         ])
         .await;
         Self { engines, store, router, _dir: dir }
@@ -105,6 +107,10 @@ async fn the_longest_match_is_picked_and_explained() {
     let text = json!({ "model": "demo", "prompt": text.join(" ") });
     let answer = ask(post_json(&cluster.router.address, COMPLETIONS, &text)).await;
     assert_eq!(answer.header("x-hearth-endpoint"), cluster.engines[1].address);
+    // So it is by another name of the model.
+    let alias = json!({ "model": "alias", "prompt": all });
+    let answer = ask(post_json(&cluster.router.address, COMPLETIONS, &alias)).await;
+    assert_eq!(answer.header("x-hearth-endpoint"), cluster.engines[1].address);
     // A salt makes it another one.
     let salted = json!({ "model": "demo", "prompt": all, "cache_salt": "s" });
     let answer = ask(post_json(&cluster.router.address, COMPLETIONS, &salted)).await;
@@ -112,7 +118,7 @@ async fn the_longest_match_is_picked_and_explained() {
     let metrics = cluster.metrics().await;
     assert!(metrics.contains("hearth_router_feed_connected 1"), "{metrics}");
     assert!(metrics.contains("hearth_router_index_blocks 19"), "{metrics}");
-    assert!(metrics.contains("hearth_router_prompt_tokens_total{source=\"engine\"} 1216"), "{metrics}");
+    assert!(metrics.contains("hearth_router_prompt_tokens_total{source=\"engine\"} 1520"), "{metrics}");
 }
 
 #[tokio::test]
@@ -202,4 +208,16 @@ async fn a_prompt_that_cannot_be_tokenized_is_the_engines_to_judge() {
     assert_eq!(answer.status, StatusCode::OK);
     assert!(answer.header("x-hearth-decision").starts_with("match=unknown(not-tokenized)"));
     assert_eq!(cluster.engines.iter().map(Engine::requests).sum::<usize>(), 1);
+}
+
+#[tokio::test]
+async fn the_feed_comes_over_a_unix_socket_too() {
+    let engine = Engine::start("demo", Script::Whole).await;
+    let dir = tempfile::tempdir().expect("a directory");
+    let (socket, key) = (dir.path().join("grpc.sock"), dir.path().join("default.key"));
+    std::fs::write(&key, secret().to_hex()).expect("written");
+    let store = ScriptedStore::start_unix(&socket, vec![snapshot(vec![])]);
+    let args = ["--engine", &engine.address, "--store-grpc", &store.address, "--tenant-secret"];
+    let router = Router::start(&[&args[..], &[key.to_str().expect("text")]].concat()).await;
+    assert_eq!(get(&router.address, "/health").await.json()["follows_store"], true);
 }

@@ -207,7 +207,7 @@ async fn models_are_merged_and_choose_their_engine() {
     let list = get(&router.address, "/v1/models").await.json();
     let ids: Vec<&str> =
         list["data"].as_array().expect("a list").iter().filter_map(|m| m["id"].as_str()).collect();
-    assert_eq!(ids, ["demo", "other/model"]);
+    assert_eq!(ids, ["demo", "alias", "other/model"]);
     assert_eq!(get(&router.address, "/v1/models/other/model").await.json()["id"], "other/model");
     assert_eq!(get(&router.address, "/v1/models/none").await.status, StatusCode::NOT_FOUND);
     for _ in 0..3 {
@@ -217,7 +217,7 @@ async fn models_are_merged_and_choose_their_engine() {
     let answer = ask(post_json(&router.address, CHAT, &chat("nobody"))).await;
     assert_eq!(answer.status, StatusCode::NOT_FOUND);
     assert_eq!(answer.json()["error"]["code"], "model_not_found");
-    assert!(answer.error().contains("demo, other/model"), "{}", answer.error());
+    assert!(answer.error().contains("alias, demo, other/model"), "{}", answer.error());
 }
 
 #[tokio::test]

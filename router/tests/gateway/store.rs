@@ -19,7 +19,7 @@ use hearth_proto::version::BLOCK_FORMAT;
 use hearth_router::rpc::store_server::{Store, StoreServer};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
-use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
+use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream, UnixListenerStream};
 use tonic::{Request, Response, Status};
 
 const CHALLENGE: &[u8] = b"prove it";
@@ -76,6 +76,16 @@ impl ScriptedStore {
         let store = Self { address, inner };
         let server = tonic::transport::Server::builder().add_service(StoreServer::new(store.clone()));
         tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
+        store
+    }
+
+    /// The same on a unix socket.
+    pub(crate) fn start_unix(path: &std::path::Path, scripts: Vec<Vec<FeedMessage>>) -> Self {
+        let listener = tokio::net::UnixListener::bind(path).expect("a free path");
+        let inner = Arc::new(Inner { scripts: Mutex::new(scripts.into()), ..Inner::default() });
+        let store = Self { address: format!("unix:{}", path.display()), inner };
+        let server = tonic::transport::Server::builder().add_service(StoreServer::new(store.clone()));
+        tokio::spawn(server.serve_with_incoming(UnixListenerStream::new(listener)));
         store
     }
 
