@@ -39,14 +39,11 @@ impl Machine {
             kernel: kernel.trim().to_owned(),
             rustc: env!("HEARTH_RUSTC"),
             hearth: env!("CARGO_PKG_VERSION"),
-            date: today(),
+            date: jiff::Timestamp::now()
+                .round(jiff::Unit::Second)
+                .map_or_else(|_| String::new(), |now| now.to_string()),
         }
     }
-}
-
-#[expect(clippy::disallowed_methods, reason = "the date itself is meant")]
-fn today() -> String {
-    humantime::format_rfc3339_seconds(std::time::SystemTime::now()).to_string()
 }
 
 impl fmt::Display for Machine {

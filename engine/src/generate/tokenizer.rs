@@ -38,7 +38,7 @@ pub(super) fn train(text: &str) -> Result<String, GenerateError> {
         .build()
         .map_err(GenerateError::Train)?;
     tokenizer.train(&mut trainer, text.lines()).map_err(GenerateError::Train)?;
-    tokenizer.add_special_tokens(&special);
+    tokenizer.add_special_tokens(special).map_err(GenerateError::Train)?;
     let tokens = tokenizer.get_vocab_size(true);
     if tokens < VOCAB {
         return Err(GenerateError::TextTooShort { tokens });
