@@ -23,6 +23,8 @@ pub(crate) enum Command {
     Up(up::Args),
     /// The store node: keeps KV blocks in memory and on disk for the engines of this machine.
     Cachesvc(Server<hearth_cachesvc::cli::Args>),
+    /// An engine: serves a model, takes KV blocks from the store and gives back new ones.
+    Engine(Server<hearth_engine::cli::Args>),
     /// The router: one address for all engines, sends each request where its prompt is cached.
     Router(Box<Server<hearth_router::cli::Args>>),
     #[command(name = "tiny-model")]

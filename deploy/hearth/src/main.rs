@@ -53,6 +53,7 @@ fn run(command: Command) -> Result<ExitCode, Failure> {
             Ok(main_thread()?.block_on(up::run(args, shutdown))?)
         }
         Command::Cachesvc(server) => serve(server, hearth_cachesvc::run),
+        Command::Engine(server) => serve(server, hearth_engine::cli::run),
         Command::Router(server) => serve(*server, hearth_router::cli::run),
         Command::TinyModel(args) => {
             args.lifeline().hold()?;
