@@ -59,9 +59,12 @@ pub struct Args {
     /// Threads for computing [default: the number of cores]
     #[arg(long, value_name = "N", help_heading = "Sizes")]
     pub threads: Option<NonZeroUsize>,
-    /// Requests that are computed together
-    #[arg(long, value_name = "N", default_value = "16", help_heading = "Sizes")]
-    pub batch_max: NonZeroUsize,
+    /// Requests computed together; further ones wait
+    #[arg(long, value_name = "N", default_value = "32", help_heading = "Sizes")]
+    pub running_max: NonZeroUsize,
+    /// Tokens computed in one step, over all requests: more is faster prefill, fewer is smoother decode
+    #[arg(long, value_name = "N", default_value = "256", help_heading = "Sizes")]
+    pub step_tokens_max: NonZeroUsize,
     /// Requests held, waiting and running; further ones are told to retry
     #[arg(long, value_name = "N", default_value = "256", help_heading = "Sizes")]
     pub requests_max: NonZeroUsize,

@@ -98,7 +98,8 @@ fn engine_config(args: &Args, model_name: String, secret: TenantSecret) -> Engin
     config.kv_bytes = args.kv_bytes.as_u64();
     config.block_tokens = args.block_tokens.get();
     config.requests_max = args.requests_max.get();
-    config.running_max = args.batch_max.get();
+    config.running_max = args.running_max.get();
+    config.step_tokens_max = args.step_tokens_max.get();
     if let Some(threads) = args.threads.or_else(|| available_parallelism().ok()) {
         config.threads = threads;
     }

@@ -45,7 +45,7 @@ fn absurd_settings_are_refused() {
     for line in [
         "--model m --threads 0",
         "--model m --block-tokens 0",
-        "--model m --batch-max 0",
+        "--model m --running-max 0",
         "--model m --requests-max -1",
         "--model m --listen nowhere",
         "--model m --store maybe",
