@@ -53,8 +53,9 @@ impl Node {
         let folder = tempfile::tempdir().doing("making a folder for the store")?;
         let socket = folder.path().join("store.sock");
         let ready = folder.path().join("ready.json");
-        // Each slot has a page of header before its payload; a tenth more keeps eviction out of loads.
-        let pinned_bytes = shape.blocks() * (shape.block_bytes + 4 * KIB) / 10 * 11;
+        // Each slot has a page of header before its payload. Chance decides how runs spread over the two
+        // shards, and each has half of the memory: twice the need keeps eviction out of loads.
+        let pinned_bytes = shape.blocks() * (shape.block_bytes + 4 * KIB) * 2;
         let mut process = Running::start(
             Command::new(program)
                 .args(["cachesvc", "--listen", "127.0.0.1:0", "--grpc", "127.0.0.1:0"])
@@ -65,6 +66,7 @@ impl Node {
                 .args(["--pinned-bytes", &pinned_bytes.to_string(), "--nvme-bytes", "0"])
                 .arg("--ready-file")
                 .arg(&ready)
+                .args(["--die-with-parent", &std::process::id().to_string()])
                 .stderr(Stdio::inherit()),
         )?;
         process.until(|| ready.exists().then_some(()))?;
