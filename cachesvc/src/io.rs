@@ -343,7 +343,8 @@ pub trait BlockIo: Send {
     /// Closes a file. Panics when an operation on it is in flight.
     fn close(&mut self, file: FileId);
 
-    /// Starts an operation, or gives it back when `queue_depth` are in flight. Panics when a range, address or length
+    /// Starts an operation, at the latest with the next [`BlockIo::reap`], or gives it back when `queue_depth` are in
+    /// flight. Panics when a range, address or length
     /// is not aligned to [`IO_ALIGN_BYTES`], a window to be filled is read-only, or the file is not open.
     ///
     /// # Errors

@@ -90,6 +90,11 @@ fn probe(io: &mut dyn BlockIo, dir: &Path) -> Result<Result<(), Errno>, IoOpenEr
     match outcome {
         Ok(true) => Ok(Ok(())),
         Ok(false) => Err(IoOpenError::Mismatch(path)),
+        // What is stored can be read all the same, and a transfer that is refused later is reported then.
+        Err(errno @ (Errno::NOSPC | Errno::DQUOT)) => {
+            tracing::warn!(path = %path.display(), %errno, "no room to probe the file system: it is taken as it is");
+            Ok(Ok(()))
+        }
         Err(errno) => Ok(Err(errno)),
     }
 }

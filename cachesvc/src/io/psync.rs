@@ -105,9 +105,10 @@ impl BlockIo for Psync {
             return Err(op);
         }
         let fd = Arc::clone(self.files.shared_fd(op.file));
-        self.files.begin(op.file);
+        let progress = Progress::new(op);
+        self.files.begin(progress.op().file);
         self.in_flight += 1;
-        self.shared.lock().jobs.push_back(Job { progress: Progress::new(op), fd });
+        self.shared.lock().jobs.push_back(Job { progress, fd });
         self.shared.work.notify_one();
         Ok(())
     }

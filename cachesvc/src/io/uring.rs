@@ -253,9 +253,11 @@ impl BlockIo for Uring {
     }
 
     fn submit(&mut self, op: IoOp) -> Result<(), IoOp> {
-        let Some(at) = self.free.pop() else { return Err(op) };
-        self.files.begin(op.file);
-        self.flights[at] = Some(Flight { progress: Progress::new(op), iovecs: Vec::new() });
+        let Some(&at) = self.free.last() else { return Err(op) };
+        let progress = Progress::new(op);
+        self.files.begin(progress.op().file);
+        self.free.pop();
+        self.flights[at] = Some(Flight { progress, iovecs: Vec::new() });
         self.unstarted.push_back(at);
         self.start();
         Ok(())
@@ -312,6 +314,11 @@ impl Drop for Uring {
             );
             Box::leak(std::mem::take(&mut self.flights));
             self.free.clear();
+        } else if self.registered
+            && let Err(error) = self.ring.submitter().unregister_files()
+        {
+            // The kernel takes a ring apart in its own time, and until then deleted files would take up space.
+            tracing::warn!(%error, "files stay registered until the kernel has taken the ring apart");
         }
     }
 }

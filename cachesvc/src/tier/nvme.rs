@@ -197,6 +197,7 @@ impl NvmeTier {
     ///
     /// # Errors
     /// The command, when [`COMMANDS_MAX`] wait or the thread is gone.
+    #[expect(clippy::result_large_err, reason = "a command that is refused goes back whole, and rarely")]
     pub fn try_send(&self, command: Command) -> Result<(), Command> {
         let commands = self.commands.as_ref().expect("taken in drop only");
         match commands.try_send(command) {
@@ -277,7 +278,7 @@ where
     let page = pages.take().expect("at least one");
     let survey = survey::survey(&mut device, &place, &listing, &page)?;
     pages.give(page);
-    let Survey { segments, generation_max: segment_generation, counts } = survey;
+    let Survey { mut segments, generation_max: segment_generation, counts } = survey;
     let scan = Scan {
         device: &mut device,
         place: &place,
@@ -287,6 +288,7 @@ where
         counts,
     };
     let Blocks { blocks, generation_max, counts } = scan.run();
+    recover::sync(&mut device, &mut segments);
     let lost = listing.set_aside + u32::try_from(counts.segments_set_aside).unwrap_or(u32::MAX);
     let recovered = Recovered {
         slots: geometry,

@@ -226,7 +226,7 @@ mod tests {
             Superblock::decode(&bytes)
         };
         assert_eq!(change(12, &9u32.to_le_bytes()), Err(SuperblockError::Version(9)));
-        for (at, value) in [(48, u64::MAX), (48, 0), (56, 0), (56, 4097), (56, u64::MAX & !4095), (64, 0)] {
+        for (at, value) in [(48, u64::MAX), (48, 0), (56, 0), (56, 4097), (56, !4095), (64, 0)] {
             assert_eq!(change(at, &value.to_le_bytes()), Err(SuperblockError::Damaged), "{at} {value}");
         }
     }

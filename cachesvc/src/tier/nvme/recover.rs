@@ -33,6 +33,33 @@ pub(super) struct Blocks {
     pub(super) counts: RecoveryCounts,
 }
 
+/// Makes everything durable that the segments hold: an earlier process may have been killed between writing a block
+/// and syncing it, and what is recovered counts as stored. A segment that cannot be synced takes no writes.
+pub(super) fn sync(device: &mut Device, segments: &mut [(u32, Segment)]) {
+    let mut unsynced = segments.iter_mut();
+    let mut syncing: HashMap<IoTag, &mut (u32, Segment)> = HashMap::new();
+    loop {
+        while device.has_room()
+            && let Some(segment) = unsynced.next()
+        {
+            let tag = device.start(segment.1.file, IoKind::Sync);
+            syncing.insert(tag, segment);
+        }
+        if syncing.is_empty() {
+            return;
+        }
+        let mut done = Vec::new();
+        device.reap(&mut done, Wait::Forever);
+        for completion in done {
+            let (number, segment) = syncing.remove(&completion.op.tag).expect("one sync per segment");
+            if let Err(fault) = completion.result {
+                tracing::error!(segment = *number, %fault, "a segment cannot be synced, so it is read only");
+                segment.set_read_only();
+            }
+        }
+    }
+}
+
 impl Scan<'_> {
     /// Reads the headers of all slots, many at a time, and settles which of two slots with one block has it.
     pub(super) fn run(mut self) -> Blocks {

@@ -171,8 +171,11 @@ impl Survey {
             self.counts.segments_repaired += 1;
             writable = repair(device, place, (file, &superblock), page);
         }
-        let open = Segment::new(file, superblock.class, superblock.slots);
-        self.segments.push((segment, if writable { open } else { open.read_only() }));
+        let mut open = Segment::new(file, superblock.class, superblock.slots);
+        if !writable {
+            open.set_read_only();
+        }
+        self.segments.push((segment, open));
         Ok(())
     }
 }

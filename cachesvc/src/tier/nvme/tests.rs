@@ -13,6 +13,10 @@ use tempfile::TempDir;
 use super::*;
 
 mod basics;
+mod crash;
+mod damage;
+mod faults;
+mod power;
 
 const STORE: StoreId = StoreId([0x5a; 16]);
 const PAYLOAD_BYTES: u64 = 3 * 4096 + 100;
@@ -187,4 +191,20 @@ impl Rig {
 
 fn folder() -> TempDir {
     tempfile::tempdir().expect("a folder")
+}
+
+/// A folder in memory, where the machine has one: for tests that open a tier many times.
+fn quick_folder() -> TempDir {
+    tempfile::tempdir_in("/dev/shm").unwrap_or_else(|_| folder())
+}
+
+/// Numbers that follow from a seed.
+struct Dice(u64);
+
+impl Dice {
+    /// Below `sides`.
+    fn roll(&mut self, sides: u64) -> u64 {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) % sides
+    }
 }

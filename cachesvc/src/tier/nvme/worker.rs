@@ -66,8 +66,8 @@ impl Segment {
         }
     }
 
-    pub(super) fn read_only(self) -> Self {
-        Self { poisoned: true, ..self }
+    pub(super) fn set_read_only(&mut self) {
+        self.poisoned = true;
     }
 
     pub(super) fn recovered(&self, number: u32) -> RecoveredSegment {
