@@ -8,13 +8,18 @@
 
 #![forbid(unsafe_code)]
 
+pub mod batch;
 pub mod checkpoint;
+pub mod cli;
 pub mod generate;
 pub mod http;
 pub mod kv;
+mod metrics;
 pub mod model;
 pub mod request;
 pub mod sample;
+pub mod start;
+mod step;
 pub mod text;
 
 #[cfg(test)]

@@ -66,6 +66,7 @@ impl PageBuffer {
     }
 }
 
+// `PageBuffer` is seen as bytes.
 #[cfg(target_endian = "big")]
 compile_error!("a block payload is little-endian; a big-endian machine would have to swap");
 
@@ -120,11 +121,6 @@ impl Pages {
         let buffer = &mut self.buffer_mut(page).0;
         buffer[at..at + dim].copy_from_slice(key);
         buffer[at + panel..at + panel + dim].copy_from_slice(value);
-    }
-
-    /// Zeroes a page before it is used again: what it held must not reach attention, even times zero.
-    pub(crate) fn clear(&mut self, page: PageId) {
-        self.buffer_mut(page).0.fill(0.0);
     }
 
     /// A second owner of a full page, for reading. The page must not be written until it is dropped.

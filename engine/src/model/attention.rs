@@ -185,13 +185,15 @@ impl State {
         for i in 0..R {
             self.weigh(row + i, seen[i], &mut scores[i]);
         }
+        // Behind the last token lie whatever bytes the page held before; not even times zero may they take part.
+        let met = seen[R - 1];
         let mixed = &mut self.mixed[row * dim..(row + R) * dim];
         for at in (0..dim).step_by(LANES) {
             let mut sums = [[0.0f32; LANES]; R];
             for i in 0..R {
                 sums[i].copy_from_slice(&mixed[i * dim + at..i * dim + at + LANES]);
             }
-            for (key, value) in values.chunks_exact(dim).enumerate() {
+            for (key, value) in values.chunks_exact(dim).take(met).enumerate() {
                 let value: &[f32; LANES] = value[at..at + LANES].try_into().expect("LANES divides a head");
                 for i in 0..R {
                     let weight = scores[i][key];
@@ -231,7 +233,8 @@ impl State {
     fn finish(mut self) -> Vec<f32> {
         for (mixed, total) in self.mixed.chunks_exact_mut(self.dim).zip(&self.total) {
             let scale = 1.0 / total;
-            mixed.iter_mut().for_each(|value| *value *= scale);
+            // Adding zero makes a negative zero positive, whose sign could tell how rows were grouped.
+            mixed.iter_mut().for_each(|value| *value = *value * scale + 0.0);
         }
         self.mixed
     }

@@ -196,7 +196,7 @@ fn stale_bytes_behind_a_sequence_do_not_matter() {
     let (stale, mut pages) = sequences(&model, vec![tokens]);
     for &page in &stale[0].pages {
         let mut buffer = pages.take_out(page);
-        buffer.bytes_mut().chunks_exact_mut(4).for_each(|b| b.copy_from_slice(&7.5f32.to_le_bytes()));
+        buffer.bytes_mut().chunks_exact_mut(4).for_each(|b| b.copy_from_slice(&f32::NAN.to_le_bytes()));
         pages.put_back(page, buffer);
     }
     assert_eq!(bits(&logits), bits(&prefill(&model, &stale[0], &mut pages, 0, 20)));
