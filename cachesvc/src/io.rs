@@ -22,6 +22,8 @@ mod conformance;
 #[cfg(test)]
 pub(crate) mod fault;
 mod files;
+#[cfg(test)]
+pub(crate) mod mount;
 mod pick;
 mod progress;
 pub mod psync;

@@ -41,7 +41,8 @@ struct State {
     calls: u64,
     broken: Option<(u64, Fault)>,
     struck: Option<&'static str>,
-    cut: bool,
+    /// From this call on nothing reaches the device.
+    cut_at: Option<u64>,
     unsynced: Vec<Unsynced>,
     writes: u64,
 }
@@ -76,9 +77,10 @@ impl Plan {
         self.lock().calls
     }
 
-    /// From now on nothing reaches the device.
-    pub(crate) fn cut_power(&self) {
-        self.lock().cut = true;
+    /// After so many more calls nothing reaches the device: a thread that tries ends there.
+    pub(crate) fn cut_power_in(&self, calls: u64) {
+        let mut state = self.lock();
+        state.cut_at = Some(state.calls + calls);
     }
 
     /// After the power was cut and the device closed: undoes what `lost` says, sector by sector, of what was written
@@ -104,8 +106,10 @@ impl Plan {
         let mut state = self.lock();
         let number = state.calls;
         state.calls += 1;
-        if state.cut {
-            return Some(Fault::Fails(Errno::IO));
+        if state.cut_at.is_some_and(|at| number >= at) {
+            drop(state);
+            // The caller gets no further, as if the machine had stopped. Unlike a panic this says nothing.
+            std::panic::resume_unwind(Box::new("the power was cut"));
         }
         let (_, fault) = state.broken.filter(|(call, fault)| *call == number && fits(*fault))?;
         state.struck = Some(name);

@@ -130,3 +130,69 @@ fn write_and_read(io: &mut dyn BlockIo, file: FileId) -> Result<bool, Errno> {
     }
     Ok(read.to_vec() == pattern)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::io::mount::Mount;
+    use crate::io::{Backend, QUEUE_DEPTH_MAX};
+    use crate::sys::seccomp;
+
+    fn config(dir: &Path, mode: IoMode) -> IoConfig {
+        IoConfig { mode, dir: dir.to_owned(), queue_depth: 4, files_max: 2 }
+    }
+
+    /// Opens in a thread for which the kernel refuses rings.
+    fn without_rings(config: IoConfig) -> Result<IoPick, IoOpenError> {
+        let thread = std::thread::Builder::new().spawn(move || {
+            seccomp::refuse(libc::SYS_io_uring_setup).expect("a filter");
+            open(&config).map(|io| io.pick().clone())
+        });
+        thread.expect("a thread").join().expect("no panic")
+    }
+
+    #[test]
+    fn a_refused_ring_is_replaced_by_threads_unless_it_is_required() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let refused = Some(Refusal::Ring(Errno::PERM));
+        let auto = without_rings(config(dir.path(), IoMode::Auto)).expect("opens");
+        assert_eq!((auto.backend, &auto.refused), (Backend::Psync, &refused));
+        assert!(auto.to_string().starts_with("psync "), "{auto}");
+        assert!(auto.to_string().contains("seccomp"), "{auto}");
+        let required = without_rings(config(dir.path(), IoMode::Uring)).expect_err("required");
+        assert!(matches!(required, IoOpenError::Required(Refusal::Ring(Errno::PERM))));
+        assert!(required.to_string().contains("use auto or psync"), "{required}");
+        let asked = without_rings(config(dir.path(), IoMode::Psync)).expect("opens");
+        assert_eq!((asked.backend, asked.refused), (Backend::Psync, None), "as asked for");
+        assert_eq!(std::fs::read_dir(dir.path()).expect("a folder").count(), 0, "no probe is left");
+    }
+
+    #[test]
+    fn a_file_system_without_direct_transfers_is_used_through_the_page_cache() {
+        let Some(mount) = Mount::new("ramfs", "mode=0700") else { return };
+        let auto = open(&config(mount.path(), IoMode::Auto)).expect("opens");
+        let pick = auto.pick();
+        assert_eq!((pick.backend, pick.caching), (Backend::Psync, Caching::Buffered));
+        assert!(matches!(pick.refused, Some(Refusal::Direct(_))), "{pick}");
+        let required = open(&config(mount.path(), IoMode::Uring)).err();
+        assert!(matches!(required, Some(IoOpenError::Required(Refusal::Direct(_)))));
+        assert_eq!(std::fs::read_dir(mount.path()).expect("a folder").count(), 0, "no probe is left");
+    }
+
+    #[test]
+    fn a_folder_that_cannot_be_written_is_an_error() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let missing = dir.path().join("missing");
+        for mode in [IoMode::Auto, IoMode::Psync] {
+            let refused = open(&config(&missing, mode)).err();
+            assert!(matches!(refused, Some(IoOpenError::Probe { errno: Errno::NOENT, .. })), "{refused:?}");
+        }
+    }
+
+    #[test]
+    fn the_deepest_queue_can_be_had() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let deep = IoConfig { queue_depth: QUEUE_DEPTH_MAX, ..config(dir.path(), IoMode::Auto) };
+        assert!(open(&deep).is_ok());
+    }
+}

@@ -2,12 +2,12 @@
 //! acknowledged as durable is lost, every command is answered, and the tier goes on.
 
 use std::collections::BTreeMap;
-use std::process::Command as Process;
 
 use rustix::io::Errno;
 
 use super::*;
 use crate::io::fault::{Fault, FaultIo, Plan};
+use crate::io::mount::Mount;
 use crate::io::psync::{Psync, PsyncConfig};
 use crate::io::{Caching, IoFault};
 
@@ -181,35 +181,10 @@ fn a_read_that_fails_is_reported_for_its_block() {
     assert_eq!(rig.read(slot(0, 0), ONE), Ok(()));
 }
 
-/// A small file system in memory, gone when dropped.
-struct Small(tempfile::TempDir);
-
-impl Small {
-    fn mount(bytes: u64) -> Option<Self> {
-        let dir = folder();
-        let options = format!("size={bytes}");
-        let mounted =
-            Process::new("mount").args(["-t", "tmpfs", "-o", &options, "tmpfs"]).arg(dir.path()).status();
-        mounted.is_ok_and(|status| status.success()).then_some(Self(dir))
-    }
-}
-
-impl Drop for Small {
-    fn drop(&mut self) {
-        let unmounted = Process::new("umount").arg("-l").arg(self.0.path()).status();
-        if !unmounted.is_ok_and(|status| status.success()) {
-            eprintln!("{} stays mounted", self.0.path().display());
-        }
-    }
-}
-
 #[test]
 fn a_full_file_system_is_said_so_and_what_is_stored_is_served() {
-    let Some(small) = Small::mount(3 * SEGMENT_BYTES) else {
-        eprintln!("skipped: no file system can be mounted here");
-        return;
-    };
-    let dir = small.0.path().join("tier");
+    let Some(small) = Mount::new("tmpfs", &format!("size={}", 3 * SEGMENT_BYTES)) else { return };
+    let dir = small.path().join("tier");
     let rig = Rig::open(config(&dir));
     let made = (0..8).take_while(|&segment| rig.create(segment) == Ok(())).count() as u32;
     assert!((1..4).contains(&made), "{made} segments fit");
@@ -218,7 +193,7 @@ fn a_full_file_system_is_said_so_and_what_is_stored_is_served() {
     let names = std::fs::read_dir(&dir).expect("a folder").count();
     assert_eq!(names, made as usize, "no unfinished segment is left");
     drop(rig);
-    let ballast = small.0.path().join("ballast");
+    let ballast = small.path().join("ballast");
     drop(std::fs::write(&ballast, vec![1; 4 * SEGMENT_BYTES as usize]).expect_err("full to the last page"));
 
     let rig = Rig::open(config(&dir));

@@ -12,7 +12,8 @@ const ROUNDS: u64 = 300;
 const SLOTS: u32 = 5;
 const NUMBERS: u64 = 12;
 
-fn open(dir: &Path, plan: &Plan) -> Rig {
+/// A tier, unless the power goes while it opens.
+fn open(dir: &Path, plan: &Plan) -> Option<Rig> {
     let plan = plan.clone();
     let opened = Rig::try_open_on(config(dir), move |config| {
         let (queue_depth, files_max) = (config.queue_depth, config.files_max);
@@ -20,7 +21,11 @@ fn open(dir: &Path, plan: &Plan) -> Rig {
             Psync::new(PsyncConfig { caching: Caching::Buffered, queue_depth, files_max }).expect("threads");
         Ok(Box::new(FaultIo::new(Box::new(psync), plan)))
     });
-    opened.expect("opens")
+    match opened {
+        Ok(rig) => Some(rig),
+        Err(NvmeError::Gone(_)) => None,
+        Err(other) => panic!("{other}"),
+    }
 }
 
 /// What a shard knows of its blocks.
@@ -52,18 +57,20 @@ impl Shard {
             self.slots.remove(&at);
             let ack = if dice.roll(2) == 0 { Ack::Durable } else { Ack::Written };
             if dice.roll(5) == 0 {
-                rig.send(Command::Erase { tag: Tag(tag), slot: at, ack });
+                drop(rig.tier.try_send(Command::Erase { tag: Tag(tag), slot: at, ack }));
                 sent.insert(tag, (at, None));
                 continue;
             }
             self.generation += 1;
             let block = Block { number: dice.roll(NUMBERS), generation: self.generation };
             let (header, payload) = (block.header(), block.area());
-            rig.send(Command::Write { tag: Tag(tag), slot: at, header, payload, ack });
+            drop(rig.tier.try_send(Command::Write { tag: Tag(tag), slot: at, header, payload, ack }));
             sent.insert(tag, (at, Some((block, ack))));
         }
         for _ in 0..sent.len() {
-            if let Done::Written { tag, result: Ok(()) } = rig.answer()
+            // None when the power is gone.
+            let Ok(done) = rig.done.recv() else { return };
+            if let Done::Written { tag, result: Ok(()) } = done
                 && let (at, Some(written)) = sent[&tag.0]
             {
                 self.slots.insert(at, written);
@@ -96,23 +103,42 @@ fn what_was_durable_survives_power_cuts() {
         let mut dice = Dice(seed);
         let dir = quick_folder();
         let mut shard = Shard::default();
-        for life in 0..3 {
-            let plan = Plan::default();
-            let rig = open(dir.path(), &plan);
-            if life == 0 {
-                assert_eq!((rig.create(0), rig.create(1)), (Ok(()), Ok(())));
-            } else {
-                shard.check(&rig, seed);
-                shard.recover(&rig);
+        prepare(dir.path());
+        for _ in 0..3 {
+            while dice.roll(2) == 0 {
+                cut_while_opening(dir.path(), &mut dice);
             }
+            let plan = Plan::default();
+            let rig = open(dir.path(), &plan).expect("opens");
+            shard.check(&rig, seed);
+            shard.recover(&rig);
             for _ in 0..dice.roll(6) {
                 shard.act(&rig, &mut dice);
             }
-            plan.cut_power();
+            plan.cut_power_in(dice.roll(9));
+            shard.act(&rig, &mut dice);
+            plan.cut_power_in(0);
             drop(rig);
-            let lost = 1 + dice.roll(4);
-            plan.lose(|| dice.roll(4) < lost);
+            lose(&plan, &mut dice);
         }
-        shard.check(&open(dir.path(), &Plan::default()), seed);
+        shard.check(&open(dir.path(), &Plan::default()).expect("opens"), seed);
     }
+}
+
+fn prepare(dir: &Path) {
+    let rig = open(dir, &Plan::default()).expect("opens");
+    assert_eq!((rig.create(0), rig.create(1)), (Ok(()), Ok(())));
+}
+
+/// Cuts the power at some call of the recovery, or of the shutdown after it.
+fn cut_while_opening(dir: &Path, dice: &mut Dice) {
+    let plan = Plan::default();
+    plan.cut_power_in(dice.roll(60));
+    drop(open(dir, &plan));
+    lose(&plan, dice);
+}
+
+fn lose(plan: &Plan, dice: &mut Dice) {
+    let lost = 1 + dice.roll(4);
+    plan.lose(|| dice.roll(4) < lost);
 }
