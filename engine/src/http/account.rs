@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::http::HeaderMap;
-use hearth_prompt::Endpoint;
+use hearth_prompt::{Endpoint, RequestError};
 use tokio::time::Instant;
 
 use super::Face;
@@ -28,6 +28,8 @@ pub(super) struct Account {
     client_id: String,
     status: u16,
     outcome: &'static str,
+    code: Option<&'static str>,
+    param: Option<String>,
     /// The engine's name for it, once submitted.
     pub(super) id: Option<RequestId>,
     /// The model asked for, once read.
@@ -47,6 +49,8 @@ impl Account {
             client_id: client_id(headers),
             status: CLIENT_LEFT,
             outcome: "client left",
+            code: None,
+            param: None,
             id: None,
             model: String::new(),
             usage: GenUsage::default(),
@@ -67,7 +71,14 @@ impl Account {
 
     /// The request was refused or broke off.
     pub(super) fn failed(&mut self, error: &ApiError) {
-        (self.status, self.outcome) = (error.status().as_u16(), "failed");
+        self.status = error.status().as_u16();
+        self.outcome = if error.status().is_client_error() { "refused" } else { "failed" };
+        // The message may quote the prompt, which is nobody's business but the caller's.
+        let body = error.body().error;
+        (self.code, self.param) = (body.code, body.param);
+        if let ApiError::Request(RequestError::UnknownModel { model, .. }) = error {
+            self.model.clone_from(model);
+        }
         self.face.note_failure(error);
         if error.is_fault() {
             tracing::error!(id = self.id.map(|id| id.0), error = causes(error), "request failed");
@@ -90,10 +101,6 @@ impl Drop for Account {
             metrics.ttft_seconds.observe(ttft.as_secs_f64());
         }
         let usage = &self.usage;
-        metrics.prompt_tokens.inc_by(usage.prompt_tokens as u64);
-        metrics.computed_tokens.inc_by(usage.computed_tokens as u64);
-        metrics.count_loaded(&usage.loaded);
-        metrics.generation_tokens.inc_by(usage.completion_tokens as u64);
         tracing::info!(
             id = self.id.map(|id| id.0),
             client_id = (!self.client_id.is_empty()).then_some(self.client_id.as_str()),
@@ -101,6 +108,8 @@ impl Drop for Account {
             model = self.model,
             status = self.status,
             outcome = self.outcome,
+            code = self.code,
+            param = self.param,
             prompt_tokens = usage.prompt_tokens,
             computed_tokens = usage.computed_tokens,
             loaded_engine = usage.loaded.engine,

@@ -13,13 +13,12 @@ async fn requests_and_tokens_are_counted() {
         reply.headers["content-type"].to_str().expect("text").starts_with("application/openmetrics-text")
     );
     for line in [
-        "hearth_engine_requests_total{endpoint=\"chat\",status=\"200\"} 1",
-        "hearth_engine_requests_total{endpoint=\"chat\",status=\"400\"} 1",
-        "hearth_engine_requests_total{endpoint=\"completions\",status=\"200\"} 1",
-        "hearth_engine_requests_in_flight 0",
-        "hearth_engine_time_to_first_token_seconds_count 2",
-        "hearth_engine_request_duration_seconds_count 3",
-        "hearth_engine_prompt_tokens_loaded_total{tier=\"pinned\"} 6",
+        "hearth_engine_http_requests_total{endpoint=\"chat\",status=\"200\"} 1",
+        "hearth_engine_http_requests_total{endpoint=\"chat\",status=\"400\"} 1",
+        "hearth_engine_http_requests_total{endpoint=\"completions\",status=\"200\"} 1",
+        "hearth_engine_http_requests_in_flight 0",
+        "hearth_engine_http_time_to_first_token_seconds_count 2",
+        "hearth_engine_http_request_duration_seconds_count 3",
     ] {
         assert!(reply.text.contains(line), "{line} is not in\n{}", reply.text);
     }
