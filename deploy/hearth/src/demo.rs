@@ -45,7 +45,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "DIR")]
     model: Option<PathBuf>,
     /// Send about this much of the carried text as the document.
-    #[arg(long, value_name = "BYTES", default_value_t = 17_000)]
+    #[arg(long, value_name = "BYTES", default_value_t = 19_000)]
     document_bytes: usize,
     /// Tokens of each answer.
     #[arg(long, value_name = "N", default_value_t = 24, value_parser = clap::value_parser!(u16).range(1..))]
@@ -154,6 +154,13 @@ pub(crate) enum DemoError {
     Screen(#[from] io::Error),
 }
 
+/// What a run happens on.
+struct Stage {
+    screen: Screen,
+    dirs: Dirs,
+    shutdown: Shutdown,
+}
+
 /// Runs `hearth demo`.
 pub(crate) async fn run(args: Args, shutdown: Shutdown) -> Result<ExitCode, DemoError> {
     let to_stdout = args.json.as_deref() == Some(Path::new("-"));
@@ -163,12 +170,14 @@ pub(crate) async fn run(args: Args, shutdown: Shutdown) -> Result<ExitCode, Demo
         .map_err(DemoError::Dir)?;
     let sockets = Scratch::for_sockets(data.path(), "hearth-run").map_err(DemoError::Dir)?;
     let dirs = Dirs { data: data.path().to_owned(), run: sockets.path().to_owned() };
+    let stage = Stage { screen, dirs, shutdown: shutdown.clone() };
     let mut report = Report::default();
+    let start = Instant::now();
+    // The stack belongs to the future: whichever arm is taken, its parts are stopped before the arm runs.
     let outcome = tokio::select! {
-        outcome = play(&args, dirs, &screen, &mut report) => outcome.map(|()| ExitCode::SUCCESS),
-        // The stack is dropped with the future: its parts are stopped before anything else happens.
+        outcome = play(&args, &stage, &mut report) => outcome,
         signal = shutdown.asked() => {
-            drop(screen.line("\nStopped; nothing is left running."));
+            drop(stage.screen.line("\nStopped; nothing is left running."));
             return Ok(ExitCode::from(signal::exit_code(signal)));
         }
     };
@@ -176,15 +185,18 @@ pub(crate) async fn run(args: Args, shutdown: Shutdown) -> Result<ExitCode, Demo
     let written = write_json(&args, &report);
     drop(sockets);
     if args.keep {
-        screen.line(format!("Kept: {}", data.keep().display()))?;
+        stage.screen.line(format!("Kept: {}", data.keep().display()))?;
     }
-    let code = outcome?;
+    stage.screen.line(report.table())?;
+    outcome?;
+    stage.screen.line(report.closing(start.elapsed()))?;
     written?;
-    Ok(code)
+    Ok(ExitCode::SUCCESS)
 }
 
-async fn play(args: &Args, dirs: Dirs, screen: &Screen, report: &mut Report) -> Result<(), DemoError> {
+async fn play(args: &Args, stage: &Stage, report: &mut Report) -> Result<(), DemoError> {
     let start = Instant::now();
+    let Stage { screen, dirs, shutdown } = stage;
     let document = document::excerpt(document::OPTICKS, args.document_bytes);
     screen.line(introduction(document))?;
     let checkpoint = checkpoint::provide(args.model.as_deref(), screen).await?;
@@ -192,7 +204,7 @@ async fn play(args: &Args, dirs: Dirs, screen: &Screen, report: &mut Report) -> 
     screen.line(format!("  model    {}{noise}", checkpoint.name))?;
     report.begin(&checkpoint.name, document);
     let settings = Settings {
-        dirs,
+        dirs: dirs.clone(),
         checkpoint,
         engines: ENGINES,
         listen: ([127, 0, 0, 1], 0).into(),
@@ -200,14 +212,11 @@ async fn play(args: &Args, dirs: Dirs, screen: &Screen, report: &mut Report) -> 
         log: args.log.clone(),
     };
     let step = screen.step("starting");
-    let stack = Stack::start(settings, |what| step.now(what)).await?;
+    let stack = Stack::start(settings, shutdown.clone(), |what| step.now(what)).await?;
     drop(step);
     screen.line(parts(&stack, start))?;
     let mut play = Play::new(args, stack, document, screen)?;
-    play.all(report).await?;
-    screen.line(report.table())?;
-    screen.line(report.closing(start.elapsed()))?;
-    Ok(())
+    play.all(report).await
 }
 
 fn introduction(document: &str) -> String {

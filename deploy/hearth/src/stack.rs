@@ -13,12 +13,13 @@ use bytesize::ByteSize;
 use serde::{Deserialize, Serialize};
 
 use crate::checkpoint::Checkpoint;
+use crate::signal::Shutdown;
 use crate::supervise::{self, Job, Process, SuperviseError};
 
 /// How long a part may take to be ready: an engine reads its weights, a store rebuilds its index.
 const READY_PATIENCE: Duration = Duration::from_secs(120);
 /// How long a part may take to finish what it does when asked to stop.
-pub(crate) const STOP_GRACE: Duration = Duration::from_secs(10);
+const STOP_GRACE: Duration = Duration::from_secs(10);
 /// The tenant that all parts of a local stack act for.
 const TENANT: &str = "default";
 /// Any free port of loopback.
@@ -168,10 +169,12 @@ impl<A> Part<A> {
     }
 }
 
-/// A running stack. Dropping it stops all of it and blocks until that is done.
+/// A running stack. Dropping it stops all of it, the router first in line, and blocks until that is done.
 #[derive(Debug)]
 pub(crate) struct Stack {
     settings: Settings,
+    /// Says whether stopping has to be quick.
+    shutdown: Shutdown,
     /// The store node.
     pub(crate) store: Part<StoreAddress>,
     /// The engines.
@@ -183,7 +186,11 @@ pub(crate) struct Stack {
 impl Stack {
     /// Starts all parts and waits until they are ready. `say` is told what is going on. Cancel-safe:
     /// dropping the future ends what was started.
-    pub(crate) async fn start(settings: Settings, mut say: impl FnMut(&str)) -> Result<Self, StackError> {
+    pub(crate) async fn start(
+        settings: Settings,
+        shutdown: Shutdown,
+        mut say: impl FnMut(&str),
+    ) -> Result<Self, StackError> {
         settings.dirs.create()?;
         say("starting the store node");
         let store: Part<StoreAddress> = start(store_job(&settings, ANY_PORT, ANY_PORT)).await?;
@@ -199,7 +206,7 @@ impl Stack {
         }
         say("starting the router");
         let router = start(router_job(&settings, &store.address, &engines)).await?;
-        Ok(Self { settings, store, engines, router })
+        Ok(Self { settings, shutdown, store, engines, router })
     }
 
     /// Base URL of the OpenAI-compatible API.
@@ -235,20 +242,16 @@ impl Stack {
         self.router = start(router_job(&self.settings, &self.store.address, &self.engines)).await?;
         Ok(())
     }
-
-    /// Stops all parts, the router first in line, and blocks until they have ended.
-    pub(crate) fn stop(&mut self, hurried: impl Fn() -> bool) {
-        let engines = self.engines.iter_mut().map(|engine| &mut engine.process);
-        let processes = std::iter::once(&mut self.router.process).chain(engines);
-        // The engines give back their leases and hand over their last blocks while the store still runs.
-        supervise::stop_all(processes, STOP_GRACE, &hurried);
-        supervise::stop_all([&mut self.store.process], STOP_GRACE, &hurried);
-    }
 }
 
 impl Drop for Stack {
     fn drop(&mut self) {
-        self.stop(|| false);
+        let hurried = || self.shutdown.hurried();
+        let engines = self.engines.iter_mut().map(|engine| &mut engine.process);
+        let processes = std::iter::once(&mut self.router.process).chain(engines);
+        // The engines give back their leases and hand over their last blocks while the store still runs.
+        supervise::stop_all(processes, STOP_GRACE, hurried);
+        supervise::stop_all([&mut self.store.process], STOP_GRACE, hurried);
     }
 }
 

@@ -130,7 +130,7 @@ pub(crate) async fn run(args: Args, shutdown: Shutdown) -> Result<ExitCode, UpEr
     let run = Scratch::for_sockets(&std::env::temp_dir(), "hearth-up").map_err(UpError::RunDir)?;
     let dirs = Dirs { data, run: run.path().to_owned() };
     let mut stack = tokio::select! {
-        stack = start(&args, dirs, &screen) => stack?,
+        stack = start(&args, dirs, shutdown.clone(), &screen) => stack?,
         _ = shutdown.asked() => return Ok(ExitCode::SUCCESS),
     };
     let outcome = tokio::select! {
@@ -141,11 +141,11 @@ pub(crate) async fn run(args: Args, shutdown: Shutdown) -> Result<ExitCode, UpEr
             Ok(())
         }
     };
-    stack.stop(|| shutdown.hurried());
+    drop(stack);
     outcome.map(|()| ExitCode::SUCCESS)
 }
 
-async fn start(args: &Args, dirs: Dirs, screen: &Screen) -> Result<Stack, UpError> {
+async fn start(args: &Args, dirs: Dirs, shutdown: Shutdown, screen: &Screen) -> Result<Stack, UpError> {
     let checkpoint = checkpoint::provide(args.model.as_deref(), screen).await?;
     let settings = Settings {
         dirs,
@@ -156,7 +156,7 @@ async fn start(args: &Args, dirs: Dirs, screen: &Screen) -> Result<Stack, UpErro
         log: args.log.clone(),
     };
     let step = screen.step("starting");
-    Ok(Stack::start(settings, |what| step.now(what)).await?)
+    Ok(Stack::start(settings, shutdown, |what| step.now(what)).await?)
 }
 
 async fn serve(args: &Args, stack: &mut Stack, screen: &Screen) -> Result<(), UpError> {

@@ -11,6 +11,9 @@ use crate::client::chat::{Answer, Usage};
 use crate::document;
 use crate::metrics::BlocksAsked;
 
+const SUGGEST_CORRUPT: &str =
+    "\n  hearth demo --corrupt   damage a stored block on disk, and see that it is noticed";
+
 /// All that was found, as it is written for machines.
 #[derive(Debug, Default, Serialize)]
 pub(crate) struct Report {
@@ -143,15 +146,15 @@ impl Report {
         let (users, others) = (document::QUESTIONS.len(), document::QUESTIONS.len() - 1);
         table.set_header([
             "phase".to_owned(),
-            "engine".to_owned(),
-            "TTFT s".to_owned(),
-            "prompt".to_owned(),
-            "computed".to_owned(),
-            "engine".to_owned(),
-            "pinned".to_owned(),
-            "nvme".to_owned(),
-            format!("TTFT s, {others} others"),
-            format!("same tokens, {users} users"),
+            "asked at".to_owned(),
+            "TTFT\ns".to_owned(),
+            "prompt\ntokens".to_owned(),
+            "\ncomputed".to_owned(),
+            "loaded\nengine".to_owned(),
+            "loaded\npinned".to_owned(),
+            "loaded\nnvme".to_owned(),
+            format!("{others} more\nTTFT s"),
+            "same\ntokens".to_owned(),
         ]);
         for row in &self.phases {
             let Usage { prompt_tokens, hearth, .. } = row.first.usage;
@@ -173,8 +176,10 @@ impl Report {
             column.set_cell_alignment(CellAlignment::Right);
         }
         format!(
-            "\n{table}\nTTFT: time to the first token, of one user alone and of the slowest of {others} more at once.\n\
-             computed, engine, pinned, nvme: prompt tokens of the first user by where their KV came from."
+            "\n{table}\n\
+             TTFT is the time to the first token: of one user alone, and of the slowest of {others} more at once.\n\
+             Tokens are those of the first user's prompt, by where their KV came from: computed, or loaded from\n\
+             the engine's own pages, from the store node's pinned memory, or from its NVMe."
         )
     }
 
@@ -191,13 +196,12 @@ impl Report {
              All answers were the same, token by token. {:.0} s; nothing is left running.\n\n\
              Next:\n  \
              hearth up               leave such a stack running, with an OpenAI-compatible API\n  \
-             hearth up --model DIR   with a model that talks: any Llama checkpoint directory of Hugging Face\n  \
-             hearth demo --corrupt   damage a stored block on disk, and see that it is noticed",
+             hearth up --model DIR   with a model that talks: any Llama checkpoint directory of Hugging Face",
             asked.total(),
             hits.join(", "),
             if misses.is_empty() { "none".to_owned() } else { misses.join(", ") },
             took.as_secs_f64()
-        )
+        ) + if self.damage.is_none() { SUGGEST_CORRUPT } else { "" }
     }
 }
 
