@@ -166,7 +166,8 @@ pub enum Done {
     },
 }
 
-/// A block was not stored: the slot holds nothing that a read would take for it.
+/// A block was not stored, or not made durable. What its slot holds is open until it is written or erased: the block
+/// as it was, torn, or whole; a read of it, now or after a restart, is right or reported as damaged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum WriteError {
     /// A write or sync of this segment failed, now or earlier. The shard closes it.
@@ -249,6 +250,11 @@ pub enum SegmentError {
     /// No room on the device: the tier goes on with the segments it has. [`crate::slots::Slots::limit_assigned`].
     #[error("the device has no room for another segment: free space, or lower --nvme-bytes")]
     Full,
+    /// The limit of open files is reached: the tier goes on with the segments it has, as when it is full.
+    #[error(
+        "the limit of open files is reached: raise it (ulimit -n, LimitNOFILE), or configure larger segments"
+    )]
+    FileLimit,
     /// The system failed.
     #[error("the segment's file cannot be made or deleted: {0}")]
     Io(IoFault),

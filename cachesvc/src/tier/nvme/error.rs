@@ -25,6 +25,13 @@ pub enum NvmeError {
         /// What the system said.
         fault: IoFault,
     },
+    /// The limit of open files is reached: each segment is one.
+    #[error(
+        "{path} cannot be opened, the limit of open files is reached: raise it (ulimit -n, LimitNOFILE), or configure \
+         larger segments",
+        path = .0.display()
+    )]
+    FileLimit(PathBuf),
     /// A segment was written by another version.
     #[error(
         "{path} has segment format {found}, this build reads format {SEGMENT_FORMAT}: start the version of Hearth that \
@@ -120,6 +127,9 @@ impl NvmeError {
     /// For mapping an error on `path`.
     pub(crate) fn at(path: impl Into<PathBuf>) -> impl FnOnce(Errno) -> Self {
         let path = path.into();
-        move |errno| Self::Path { path, fault: IoFault::Os(errno) }
+        move |errno| match errno {
+            Errno::MFILE | Errno::NFILE => Self::FileLimit(path),
+            errno => Self::Path { path, fault: IoFault::Os(errno) },
+        }
     }
 }

@@ -135,7 +135,11 @@ pub(super) fn errno(error: &std::io::Error) -> Errno {
 }
 
 fn refused(errno: Errno) -> SegmentError {
-    if is_full(errno) { SegmentError::Full } else { SegmentError::Io(IoFault::Os(errno)) }
+    match errno {
+        errno if is_full(errno) => SegmentError::Full,
+        Errno::MFILE | Errno::NFILE => SegmentError::FileLimit,
+        errno => SegmentError::Io(IoFault::Os(errno)),
+    }
 }
 
 fn failed(fault: IoFault) -> SegmentError {

@@ -142,3 +142,25 @@ fn lose(plan: &Plan, dice: &mut Dice) {
     let lost = 1 + dice.roll(4);
     plan.lose(|| dice.roll(4) < lost);
 }
+
+#[test]
+fn a_segment_exists_whole_or_not_at_all() {
+    for calls in 0..12 {
+        let dir = quick_folder();
+        prepare(dir.path());
+        let plan = Plan::default();
+        let rig = open(dir.path(), &plan).expect("opens");
+        plan.cut_power_in(calls);
+        drop(rig.tier.try_send(Command::CreateSegment { tag: Tag(1), segment: 2, class: class() }));
+        let made = rig.done.recv().is_ok();
+        plan.cut_power_in(0);
+        drop(rig);
+        plan.lose(|| true);
+        let rig = open(dir.path(), &Plan::default()).expect("opens");
+        let slots_empty = rig.recovered.counts.slots_empty;
+        let nothing = RecoveryCounts { slots_empty, ..RecoveryCounts::default() };
+        assert_eq!(rig.recovered.counts, nothing, "cut at call {calls}");
+        assert_eq!(rig.recovered.segments.len(), if made { 3 } else { 2 }, "cut at call {calls}");
+        assert_eq!(rig.create(2), Ok(()));
+    }
+}
