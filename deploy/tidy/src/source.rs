@@ -42,9 +42,11 @@ impl Source {
         Ok(Self { path: path.to_owned(), text: text.to_owned(), tree, test_lines: found.lines })
     }
 
-    /// Whether the whole file is test code: below a `tests` folder, or named `tests.rs`.
+    /// Whether the whole file is test code: below a `tests` folder, named `tests.rs`, or part of a
+    /// conformance suite, which is compiled for users but runs in tests alone.
     pub fn is_test_file(&self) -> bool {
-        self.path.split('/').any(|part| part == "tests" || part == "tests.rs")
+        let parts = ["tests", "tests.rs", "conformance", "conformance.rs"];
+        self.path.split('/').any(|part| parts.contains(&part))
     }
 
     /// Whether this line is test code.

@@ -58,7 +58,7 @@ impl Node {
         let pinned_bytes = shape.blocks() * (shape.block_bytes + 4 * KIB) * 2;
         let mut process = Running::start(
             Command::new(program)
-                .args(["cachesvc", "--listen", "127.0.0.1:0", "--grpc", "127.0.0.1:0"])
+                .args(["cachesvc", "--log", "warn", "--listen", "127.0.0.1:0", "--grpc", "127.0.0.1:0"])
                 .arg("--data-dir")
                 .arg(folder.path().join("data"))
                 .arg("--socket")
