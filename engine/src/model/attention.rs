@@ -4,12 +4,11 @@
 //! softmax). What a row computes depends on its own query, its position and the pages up to it; rows only share
 //! the loads. That is why chunking, batching and threads cannot change a bit of the result.
 
-use pulp::Arch;
 use rayon::prelude::*;
 
 use super::Segment;
 use super::linear::Rows;
-use super::math::{LANES, exp, sum};
+use super::math::{LANES, exp, sum, vectorized};
 use crate::checkpoint::ModelConfig;
 use crate::kv::pages::{PageId, Pages};
 
@@ -18,8 +17,9 @@ pub(crate) const KEYS: usize = LANES;
 /// Tokens of one segment that a task computes: enough rows to make turning a page's keys worth it,
 /// few enough that their state stays in the first-level cache.
 const TASK_TOKENS: usize = 32;
-/// Rows that are computed together, so that a loaded key serves all of them.
-const TILE_ROWS: usize = 8;
+/// Rows that are computed together, so that a loaded key serves all of them. Their sums fill the registers of a
+/// machine with 16 vectors of 256 bits. It has no influence on the result.
+const TILE_ROWS: usize = 4;
 
 /// Attention of all rows in one layer. `qkv` rows hold queries, then keys, then values; the keys and values
 /// of these rows are in the pages already.
@@ -34,7 +34,7 @@ pub(super) fn attend(
         .par_iter()
         .map(|task| {
             let mut state = State::new(config, qkv, task);
-            Arch::new().dispatch(
+            vectorized(
                 #[inline(always)]
                 || state.run(pages, layer, task),
             );

@@ -1,6 +1,6 @@
 //! Functions of single rows, each computed in one fixed order.
 
-use pulp::Arch;
+use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
 use super::linear::Rows;
@@ -8,13 +8,27 @@ use super::linear::Rows;
 /// Sums run over this many lanes at once. Fixed, so that every machine sums in the same order.
 pub(super) const LANES: usize = 16;
 
+/// Runs `op` compiled for the widest vectors of this machine. `op` must be `#[inline(always)]`, and so must all
+/// that it calls in its loops: what is not inlined is compiled for the oldest machine, where a fused
+/// multiply-add is a call.
+pub(super) fn vectorized(op: impl FnMut()) {
+    struct Op<F>(F);
+    impl<F: FnMut()> WithSimd for Op<F> {
+        type Output = ();
+        #[inline(always)]
+        fn with_simd<S: Simd>(mut self, _: S) {
+            (self.0)();
+        }
+    }
+    Arch::new().dispatch(Op(op));
+}
+
 /// Each row divided by the root of its mean square, times `weight`.
 pub(super) fn rms_norm(rows: &Rows, weight: &[f32], eps: f32) -> Rows {
     let mut values = vec![0.0; rows.values.len()];
-    let arch = Arch::new();
     let pairs = values.par_chunks_exact_mut(rows.width).zip(rows.values.par_chunks_exact(rows.width));
     pairs.for_each(|(out, row)| {
-        arch.dispatch(
+        vectorized(
             #[inline(always)]
             || {
                 let scale = 1.0 / (sum_of_squares(row) / row.len() as f32 + eps).sqrt();
@@ -29,7 +43,7 @@ pub(super) fn rms_norm(rows: &Rows, weight: &[f32], eps: f32) -> Rows {
 
 /// Adds `rows` to `to`.
 pub(super) fn add(to: &mut Rows, rows: &Rows) {
-    Arch::new().dispatch(
+    vectorized(
         #[inline(always)]
         || to.values.iter_mut().zip(&rows.values).for_each(|(to, value)| *to += value),
     );
@@ -39,10 +53,9 @@ pub(super) fn add(to: &mut Rows, rows: &Rows) {
 pub(super) fn silu_gate(rows: &Rows) -> Rows {
     let width = rows.width / 2;
     let mut values = vec![0.0; rows.values.len() / 2];
-    let arch = Arch::new();
     let pairs = values.par_chunks_exact_mut(width).zip(rows.values.par_chunks_exact(rows.width));
     pairs.for_each(|(out, row)| {
-        arch.dispatch(
+        vectorized(
             #[inline(always)]
             || {
                 let (gate, up) = row.split_at(width);
