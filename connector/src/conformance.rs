@@ -1,7 +1,7 @@
 //! What every store promises through this API: one suite, run against the fake and against real nodes.
 //!
 //! It panics where a promise is broken. Each case uses blocks of its own, so cases may run one after another on one
-//! node; the node should hold at least [`BLOCKS_MIN`] blocks of [`payload_bytes`] bytes.
+//! node.
 
 use std::time::{Duration, Instant};
 
@@ -15,7 +15,7 @@ use crate::{Durability, Lease, Store, StoreConfig};
 
 mod cases;
 
-/// Blocks that the node under test has to hold in memory.
+/// Blocks of one run that the node under test has to hold in memory for each tenant.
 pub const BLOCKS_MIN: usize = 128;
 
 /// Time that any step may take on a loaded machine.
@@ -25,6 +25,9 @@ const PATIENCE: Duration = Duration::from_secs(20);
 pub trait Bed: Sync {
     /// Name and secret of tenant 0 or 1, which the node knows.
     fn tenant(&self, number: usize) -> (TenantName, TenantSecret);
+
+    /// Blocks of [`payload_bytes`] bytes that the node can hold in memory for a tenant, or somewhat more than that.
+    fn blocks(&self) -> usize;
 
     /// A client of the node. The configuration names no socket; the bed knows it.
     fn open(&self, config: StoreConfig) -> Store;

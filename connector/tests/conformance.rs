@@ -23,6 +23,10 @@ impl Bed for FakeBed {
         (name, TenantSecret::from_bytes([u8::try_from(number).expect("0 or 1") + 1; 32]))
     }
 
+    fn blocks(&self) -> usize {
+        BLOCKS_MIN
+    }
+
     fn open(&self, config: StoreConfig) -> Store {
         Store::fake(&self.shared, config)
     }
