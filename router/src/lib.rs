@@ -32,7 +32,7 @@ pub mod retry;
 pub mod serve;
 
 /// The control plane of the store, as generated from its schema.
-#[expect(clippy::allow_attributes, reason = "generated code")]
+#[expect(clippy::allow_attributes, clippy::missing_errors_doc, reason = "generated code")]
 pub mod rpc {
     tonic::include_proto!("hearth.v1");
 }
