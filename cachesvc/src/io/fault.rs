@@ -51,7 +51,7 @@ struct State {
 #[derive(Debug)]
 struct Unsynced {
     file: Arc<File>,
-    file_id: FileId,
+    inode: u64,
     number: u64,
     landed: bool,
     offset: u64,
@@ -95,6 +95,14 @@ impl Plan {
                 }
             }
         }
+    }
+
+    /// The process is gone and the machine runs on: what it had started lands, synced or not, and the next process may
+    /// begin.
+    pub(crate) fn restart(&self) {
+        let mut state = self.lock();
+        state.cut_at = None;
+        state.unsynced.iter_mut().for_each(|write| write.landed = true);
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -155,10 +163,10 @@ impl FaultIo {
                 // Past the end there was nothing, which reads as zeros.
                 let _ = file.read_at(&mut before, *offset).expect("the file below is healthy");
                 state.writes += 1;
-                let (number, file_id) = (state.writes, op.file);
+                let (number, inode) = (state.writes, inode(&file));
                 state.unsynced.push(Unsynced {
                     file,
-                    file_id,
+                    inode,
                     number,
                     landed: false,
                     offset: *offset,
@@ -167,7 +175,8 @@ impl FaultIo {
                 self.numbers.insert(op.tag, number);
             }
             IoKind::Sync => {
-                let landed = state.unsynced.iter().filter(|write| write.file_id == op.file && write.landed);
+                let inode = inode(&self.files[&op.file]);
+                let landed = state.unsynced.iter().filter(|write| write.inode == inode && write.landed);
                 self.covered.insert(op.tag, landed.map(|write| write.number).collect());
             }
         }
@@ -207,6 +216,12 @@ impl FaultIo {
         self.changed.insert(op.tag, (op, result));
         self.forward(changed)
     }
+}
+
+/// Names a file across processes. It is not used again while the file is held open, which a plan does as long as it
+/// may have to undo a write.
+fn inode(file: &File) -> u64 {
+    rustix::fs::fstat(file).expect("an open file").st_ino
 }
 
 fn name(kind: &IoKind) -> &'static str {
@@ -257,8 +272,6 @@ impl BlockIo for FaultIo {
 
     fn close(&mut self, file: FileId) {
         self.files.remove(&file);
-        // The number is used again, for another file.
-        self.plan.lock().unsynced.retain(|write| write.file_id != file);
         self.inner.close(file);
     }
 

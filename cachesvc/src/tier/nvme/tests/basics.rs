@@ -119,6 +119,36 @@ fn many_commands_get_one_answer_each() {
 }
 
 #[test]
+fn a_segment_is_deleted_or_replaced_after_what_is_in_flight_on_it() {
+    let dir = folder();
+    let rig = Rig::open(config(dir.path()));
+    assert_eq!(rig.create(0), Ok(()));
+    for round in 0..20u64 {
+        for index in 0..5 {
+            let block = Block { number: u64::from(index), generation: round };
+            let ack = if index % 2 == 0 { Ack::Durable } else { Ack::Written };
+            let (header, payload) = (block.header(), block.area());
+            rig.send(Command::Write { tag: Tag(3), slot: slot(0, index), header, payload, ack });
+        }
+        if round % 2 == 0 {
+            rig.send(Command::DeleteSegment { tag: Tag(1), segment: 0 });
+        }
+        rig.send(Command::CreateSegment { tag: Tag(1), segment: 0, class: class() });
+        let count = if round % 2 == 0 { 7 } else { 6 };
+        let done: Vec<_> = (0..count).map(|_| rig.answer()).collect();
+        let well = |done: &Done| match done {
+            Done::Written { result, .. } => result.is_ok(),
+            Done::SegmentCreated { result, .. } | Done::SegmentDeleted { result, .. } => result.is_ok(),
+            _ => false,
+        };
+        assert!(done.iter().all(well), "{done:?}");
+        assert!(matches!(done.last(), Some(Done::SegmentCreated { .. })));
+    }
+    drop(rig);
+    assert_eq!(Rig::open(config(dir.path())).blocks(), []);
+}
+
+#[test]
 fn commands_that_cannot_be_right_are_refused() {
     let dir = folder();
     let rig = Rig::open(config(dir.path()));
