@@ -115,6 +115,12 @@ pub(crate) enum DemoError {
         /// How long was waited.
         seconds: u64,
     },
+    /// The router did not find an engine again.
+    #[error("the router does not see that {engine} is back; --keep leaves the logs for a look")]
+    NotSeen {
+        /// Which engine.
+        engine: String,
+    },
     /// The metrics of a part could not be read.
     #[error("cannot read the metrics of {part}")]
     Metrics {

@@ -1,7 +1,9 @@
-//! Reads the counters of blocks asked from a process's `/metrics`, to say at the end what the tiers gave.
+//! Reads what a process's `/metrics` says: the counters of blocks asked, and whether the router sees an engine.
 
 use std::collections::BTreeMap;
 
+/// Whether the router sends requests to an endpoint.
+const ENGINE_UP: &str = "hearth_router_engine_up";
 /// The counter with one denominator that every client of the store exports.
 const BLOCKS_ASKED: &str = "hearth_blocks_asked_total";
 
@@ -18,15 +20,8 @@ impl BlocksAsked {
     /// Takes the counters from a Prometheus text; lines that are something else are passed over.
     pub(crate) fn parse(text: &str) -> Self {
         let mut asked = Self::default();
-        for line in text.lines() {
-            let Some(sample) = line.strip_prefix(BLOCKS_ASKED) else { continue };
-            let Some((labels, value)) = sample.strip_prefix('{').and_then(|rest| rest.split_once('}')) else {
-                continue;
-            };
-            let Some(count) = value.split_whitespace().next().and_then(|value| value.parse::<u64>().ok())
-            else {
-                continue;
-            };
+        for (labels, value) in samples(text, BLOCKS_ASKED) {
+            let Ok(count) = value.parse::<u64>() else { continue };
             let (outcomes, name) = match label(labels, "result") {
                 Some("hit") => (&mut asked.hits, label(labels, "tier")),
                 Some("miss") => (&mut asked.misses, label(labels, "reason")),
@@ -64,6 +59,19 @@ impl BlocksAsked {
     }
 }
 
+/// Whether a router's metrics say that it sends requests to the engine at this `host:port`.
+pub(crate) fn sees_engine(text: &str, address: &str) -> bool {
+    samples(text, ENGINE_UP).any(|(labels, value)| label(labels, "endpoint") == Some(address) && value == "1")
+}
+
+/// The labels and the value of each labelled sample of a metric, as written.
+fn samples<'a>(text: &'a str, name: &str) -> impl Iterator<Item = (&'a str, &'a str)> {
+    text.lines().filter_map(move |line| {
+        let (labels, value) = line.strip_prefix(name)?.strip_prefix('{')?.split_once('}')?;
+        Some((labels, value.split_whitespace().next()?))
+    })
+}
+
 /// The value of a label. Tiers and reasons hold no quotes and no commas.
 fn label<'a>(labels: &'a str, name: &str) -> Option<&'a str> {
     labels.split(',').find_map(|pair| {
@@ -95,6 +103,14 @@ hearth_requests_total{result=\"hit\",tier=\"engine\"} 7
         assert_eq!((asked.hits_in("engine"), asked.hits_in("pinned"), asked.hits_in("nvme")), (280, 20, 0));
         assert_eq!((asked.misses_for("absent"), asked.misses_for("corrupt")), (9, 1));
         assert_eq!(asked.total(), 310);
+    }
+
+    #[test]
+    fn an_engine_is_seen_when_its_gauge_is_one() {
+        let text =
+            "hearth_router_engine_up{endpoint=\"a:1\"} 1\nhearth_router_engine_up{endpoint=\"b:2\"} 0\n";
+        assert!(sees_engine(text, "a:1"));
+        assert!(!sees_engine(text, "b:2") && !sees_engine(text, "c:3") && !sees_engine("", "a:1"));
     }
 
     #[test]

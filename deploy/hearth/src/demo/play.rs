@@ -12,12 +12,14 @@ use super::{Args, DemoError};
 use crate::client::chat::{Answer, Chat, Question};
 use crate::client::control::Control;
 use crate::document::QUESTIONS;
-use crate::metrics::BlocksAsked;
+use crate::metrics::{self, BlocksAsked};
 use crate::screen::Screen;
 use crate::stack::Stack;
 
 /// How long an engine may take to hand the document's blocks to the store, and the store to disk.
 const WRITE_PATIENCE: Duration = Duration::from_secs(60);
+/// How long the router may take to see that an engine is back.
+const ROUTER_PATIENCE: Duration = Duration::from_secs(30);
 const LOOK_INTERVAL: Duration = Duration::from_millis(20);
 /// Tokens of a block, as engines and store agree on.
 const BLOCK_TOKENS: u64 = 16;
@@ -223,17 +225,32 @@ impl<'a> Play<'a> {
     async fn restart_engine(&mut self, index: usize) -> Result<(), DemoError> {
         let step = self.screen.step(format!("restarting {}", self.stack.engines[index].name()));
         self.stack.restart_engine(index).await?;
+        let address = &self.stack.engines[index].address.http;
+        let start = Instant::now();
+        // The router finds out by asking the engine from time to time.
+        while !metrics::sees_engine(
+            &self.metrics("the router", &self.stack.router.address.http).await?,
+            address,
+        ) {
+            if start.elapsed() > ROUTER_PATIENCE {
+                return Err(DemoError::NotSeen { engine: self.stack.engines[index].name().to_owned() });
+            }
+            tokio::time::sleep(LOOK_INTERVAL).await;
+        }
         drop(step);
         Ok(())
     }
 
     async fn blocks_asked(&self, index: usize) -> Result<BlocksAsked, DemoError> {
         let engine = &self.stack.engines[index];
-        let metrics_error = |source| DemoError::Metrics { part: engine.name().to_owned(), source };
-        let url = format!("http://{}/metrics", engine.address.http);
-        let response = self.http.get(url).send().await.and_then(reqwest::Response::error_for_status);
-        let text = response.map_err(metrics_error)?.text().await.map_err(metrics_error)?;
-        Ok(BlocksAsked::parse(&text))
+        Ok(BlocksAsked::parse(&self.metrics(engine.name(), &engine.address.http).await?))
+    }
+
+    async fn metrics(&self, part: &str, address: &str) -> Result<String, DemoError> {
+        let metrics_error = |source| DemoError::Metrics { part: part.to_owned(), source };
+        let response = self.http.get(format!("http://{address}/metrics")).send().await;
+        let response = response.and_then(reqwest::Response::error_for_status).map_err(metrics_error)?;
+        response.text().await.map_err(metrics_error)
     }
 
     /// The engine with the address that the router gave; the address when there is none.
