@@ -164,14 +164,7 @@ impl FaultIo {
                 let _ = file.read_at(&mut before, *offset).expect("the file below is healthy");
                 state.writes += 1;
                 let (number, inode) = (state.writes, inode(&file));
-                state.unsynced.push(Unsynced {
-                    file,
-                    inode,
-                    number,
-                    landed: false,
-                    offset: *offset,
-                    before,
-                });
+                state.unsynced.push(Unsynced { file, inode, number, landed: false, offset: *offset, before });
                 self.numbers.insert(op.tag, number);
             }
             IoKind::Sync => {

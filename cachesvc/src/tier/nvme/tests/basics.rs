@@ -212,3 +212,59 @@ fn impossible_configurations_are_refused() {
         assert_eq!(refused(config), NvmeConfigError::QueueDepth(queue_depth));
     }
 }
+
+/// What commands are answered that reach the tier together, so that the first is in flight when the others come.
+fn together(dir: &Path, commands: Vec<Command>) -> Vec<Done> {
+    let (opener, gate) = sync_channel::<()>(0);
+    let (answers, done) = sync_channel(COMMANDS_MAX);
+    let sink = Box::new(move |done| {
+        // An error once the gate is open.
+        gate.recv().ok();
+        answers.send(done).expect("heard");
+    });
+    let (tier, _) = NvmeTier::open(config(dir), sink).expect("opens");
+    let count = commands.len();
+    // The tier waits in the answer to this one until all are sent.
+    tier.try_send(Command::DeleteSegment { tag: Tag(0), segment: 7 }).expect("room");
+    for command in commands {
+        tier.try_send(command).expect("room");
+    }
+    drop(opener);
+    done.iter().skip(1).take(count).collect()
+}
+
+#[test]
+fn a_slot_is_written_by_one_command_at_a_time() {
+    let dir = folder();
+    let rig = Rig::open(config(dir.path()));
+    assert_eq!(rig.create(0), Ok(()));
+    assert_eq!(rig.write(slot(0, 0), ONE, Ack::Written), Ok(()));
+    drop(rig);
+    let at = slot(0, 0);
+    let write = |tag| {
+        let (header, payload) = (TWO.header(), TWO.area());
+        Command::Write { tag: Tag(tag), slot: at, header, payload, ack: Ack::Written }
+    };
+    let read = |tag| Command::Read { tag: Tag(tag), slot: at, expect: ONE.name(), payload: blank() };
+    let erase = |tag| Command::Erase { tag: Tag(tag), slot: at, ack: Ack::Written };
+
+    let mut busy = Vec::new();
+    for done in together(dir.path(), vec![read(1), read(2), write(3), erase(4)]) {
+        match done {
+            Done::Read { result, .. } => assert!(result.is_ok(), "many may read"),
+            Done::Written { tag, result } | Done::Erased { tag, result } => busy.push((tag.0, result)),
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(busy, [3, 4].map(|tag| (tag, Err(WriteError::Misuse(Misuse::Busy)))));
+    for done in together(dir.path(), vec![write(1), read(2), write(3), erase(4)]) {
+        match done {
+            Done::Read { result, .. } => assert_eq!(result, Err(ReadError::Misuse(Misuse::Busy))),
+            Done::Written { tag: Tag(1), result } => assert_eq!(result, Ok(())),
+            Done::Written { result, .. } | Done::Erased { result, .. } => {
+                assert_eq!(result, Err(WriteError::Misuse(Misuse::Busy)));
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+}
