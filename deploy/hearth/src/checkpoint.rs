@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Parser;
+use hearth_engine::generate::{self, GenerateError, TinyShape, VOCAB};
 
 use crate::document::OPTICKS;
 use crate::lifeline::Lifeline;
@@ -64,7 +65,7 @@ pub(crate) enum CheckpointError {
         /// Where to.
         path: PathBuf,
         /// Why not.
-        source: hearth_engine::generate::GenerateError,
+        source: GenerateError,
     },
     /// The terminal is gone.
     #[error("cannot write to the terminal")]
@@ -73,7 +74,7 @@ pub(crate) enum CheckpointError {
 
 /// Runs `hearth tiny-model`.
 pub(crate) fn run(args: &Args) -> Result<ExitCode, CheckpointError> {
-    hearth_engine::generate::generate_tiny(&args.out, OPTICKS)
+    generate::generate_tiny(&args.out, OPTICKS)
         .map_err(|source| CheckpointError::Write { path: args.out.clone(), source })?;
     Ok(ExitCode::SUCCESS)
 }
@@ -139,6 +140,7 @@ fn writer_job(partial: &Path, fresh: &Path) -> Job {
 fn generated_dir_name() -> String {
     let digest = blake3::Hasher::new()
         .update(env!("CARGO_PKG_VERSION").as_bytes())
+        .update(format!("{:?} {VOCAB}", TinyShape::DEMO).as_bytes())
         .update(OPTICKS.as_bytes())
         .finalize()
         .to_hex();

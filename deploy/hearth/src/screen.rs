@@ -52,8 +52,13 @@ impl Screen {
         })
     }
 
-    /// Shows that something is going on until the step is dropped. One step at a time.
+    /// Shows that something is going on until the step is dropped, or says so in a line where there is no terminal.
+    /// One step at a time.
     pub(crate) fn step(&self, what: impl Display) -> Step<'_> {
+        if self.spinner.is_hidden() {
+            // Whoever reads a file or a pipe sees what takes so long. That it cannot be written is found by the next line.
+            self.line(format_args!("    ... {what}")).ok();
+        }
         self.spinner.reset();
         self.spinner.set_message(what.to_string());
         self.spinner.enable_steady_tick(TICK);

@@ -85,8 +85,8 @@ impl Phase {
             Self::Cold => "cold",
             Self::SameEngine => "warm, same engine",
             Self::OtherEngine => "warm, other engine",
-            Self::EngineKilled => "engine killed, restarted",
-            Self::StoreKilled => "store killed, restarted",
+            Self::EngineKilled => "engine killed",
+            Self::StoreKilled => "store killed",
             Self::StoreDead => "store dead",
         }
     }

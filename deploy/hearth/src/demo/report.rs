@@ -175,6 +175,9 @@ impl Report {
         for column in table.column_iter_mut().skip(2) {
             column.set_cell_alignment(CellAlignment::Right);
         }
+        for column in table.column_iter_mut() {
+            column.set_padding((0, 1));
+        }
         format!(
             "\n{table}\n\
              TTFT is the time to the first token: of one user alone, and of the slowest of {others} more at once.\n\

@@ -7,7 +7,7 @@ use hearth_connector::proto::key::{self, BlockKey};
 use hearth_connector::proto::tenant::{TenantName, TenantSecret};
 use hearth_connector::proto::v1::{self, feed_message::Body};
 
-#[expect(clippy::all, unused, unreachable_pub, missing_docs, reason = "generated code")]
+#[expect(unreachable_pub, reason = "generated code")]
 mod control {
     include!(concat!(env!("OUT_DIR"), "/hearth.v1.rs"));
 }
@@ -27,7 +27,8 @@ async fn snapshot(
     tenant: TenantName,
     secret: TenantSecret,
 ) -> Result<BTreeSet<(String, BlockKey)>, Box<dyn std::error::Error>> {
-    let mut client = control::store_client::StoreClient::connect(format!("http://{address}")).await?;
+    let channel = tonic::transport::Endpoint::from_shared(format!("http://{address}"))?.connect().await?;
+    let mut client = control::store_client::StoreClient::new(channel);
     let challenge = client.challenge(v1::ChallengeRequest {}).await?.into_inner().challenge;
     let proof = Proof::new(&secret, Purpose::Watch, &challenge).to_bytes();
     let request = v1::WatchRequest { tenant: tenant.to_string(), challenge, proof };

@@ -102,6 +102,14 @@ fn a_part_that_dies_is_started_again() {
 }
 
 #[test]
+fn killing_it_kills_its_parts() {
+    let mut up = start(folder(), &[]);
+    up.run.signal(Signal::KILL);
+    up.run.wait();
+    up.run.wait_all_gone();
+}
+
+#[test]
 fn a_port_in_use_is_refused_with_a_way_out() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let mut run = begin(folder(), &["--listen", &taken.local_addr().unwrap().to_string()]);
