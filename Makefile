@@ -8,7 +8,7 @@ PYTEST_FLAGS ?= -q
 BENCH_FLAGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test test-rust test-python lint deny bench peers
+.PHONY: help demo up test test-rust test-python lint format clippy docs scripts licences deny bench
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -36,13 +36,23 @@ test-python: .venv/ready
 	.venv/bin/pip install --quiet --disable-pip-version-check -r deploy/tests/requirements.txt
 	touch $@
 
-# In release mode, to share build scripts and macros with the tests.
-lint: ## Check formatting, lints, documentation, scripts, licences and sources of dependencies
+lint: format clippy docs scripts licences ## Check formatting, lints, documentation, scripts, licences of dependencies
+
+format:
 	cargo fmt --all --check
+
+# In release mode, to share build scripts and macros with the tests.
+clippy:
 	cargo clippy --release --workspace --all-targets -- -D warnings
+
+docs:
 	RUSTDOCFLAGS="-D warnings" cargo doc --release --workspace --no-deps
+
+scripts:
 	for script in .ci/run benches/peers/setup; do bash -n $$script || exit 1; done
 	python3 -m compileall -q deploy/tests benches/peers
+
+licences:
 	@if cargo deny --version >/dev/null 2>&1; then $(MAKE) --no-print-directory deny; else \
 		echo "SKIPPED: cargo-deny is not installed; licences and sources were not checked" >&2; \
 		echo "         (cargo install --locked cargo-deny, then make deny)" >&2; fi
@@ -52,6 +62,5 @@ deny:
 	cargo deny --all-features check --hide-inclusion-graph bans licenses sources
 
 bench: ## Measure everything against peers and limits (BENCH_FLAGS=--quick for a short one)
-	cargo build --release -p hearth -p hearth-benches
 	for suite in copy store; do \
 		cargo run --release -q -p hearth-benches -- $$suite $(BENCH_FLAGS) || exit 1; done

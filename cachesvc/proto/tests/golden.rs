@@ -66,7 +66,12 @@ fn fingerprints_and_keys_equal_the_golden_vectors() {
     let vectors = json!([
         vector("three blocks and a rest", &plain, "", (0..53).collect()),
         vector("salted", &plain, "tenant-7 / session ü", (0..32).collect()),
-        vector("large tokens, small blocks, two groups, adapter", &hybrid, "", vec![u32::MAX, 0, 1, 7, 128_000, 2, 3, 4]),
+        vector(
+            "large tokens, small blocks, two groups, adapter",
+            &hybrid,
+            "",
+            vec![u32::MAX, 0, 1, 7, 128_000, 2, 3, 4]
+        ),
         vector("no full block", &plain, "x", vec![1, 2, 3]),
     ]);
     let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("golden/keys.json");
@@ -74,6 +79,7 @@ fn fingerprints_and_keys_equal_the_golden_vectors() {
         let text = serde_json::to_string_pretty(&vectors).expect("plain data");
         std::fs::write(&path, text + "\n").expect("the golden file can be written");
     }
-    let golden: Value = serde_json::from_slice(&std::fs::read(&path).expect("the golden file is carried")).unwrap();
+    let golden: Value =
+        serde_json::from_slice(&std::fs::read(&path).expect("the golden file is carried")).unwrap();
     assert_eq!(golden, vectors);
 }
