@@ -121,14 +121,15 @@ pub enum StartError {
     Compute(#[from] rayon::ThreadPoolBuildError),
 }
 
-/// A running engine. Dropping it without [`Self::shutdown`] leaves the loop running until all handles are gone.
+/// A running engine. Dropping it ends the loop as [`Self::shutdown`] does, without waiting for that.
 #[derive(Debug)]
 pub struct Engine {
     handle: EngineHandle,
     identity: CacheIdentity,
     store: Store,
     inbox: SyncSender<Event>,
-    step: JoinHandle<()>,
+    /// `None` once it was joined.
+    step: Option<JoinHandle<()>>,
 }
 
 impl Engine {
@@ -160,6 +161,8 @@ impl Engine {
         let identity = identity(checkpoint, &config, &weights.digest);
         let model = threads.install(|| Model::new(&checkpoint.config, weights))?;
         let store = open_store(identity.clone());
+        let payload = store.payload_bytes();
+        assert!(payload == 0 || payload == shape.bytes(), "a page is the payload of a block of its identity");
         store.metrics().register(registry);
         let metrics = StepMetrics::new(registry);
         let limits = EngineLimits {
@@ -192,7 +195,7 @@ impl Engine {
         let queue = Queue::default();
         let step = StepLoop { model, kv, limits: batch, inbox: events, threads, metrics, queue };
         let step = thread::Builder::new().name("hearth-step".to_owned()).spawn(move || step.run());
-        let step = step.map_err(StartError::Threads)?;
+        let step = Some(step.map_err(StartError::Threads)?);
         let handle = EngineHandle::new(limits, Arc::new(inbox.clone()));
         Ok(Self { handle, identity, store, inbox, step })
     }
@@ -214,15 +217,27 @@ impl Engine {
 
     /// Whether the loop still runs. It ends only by [`Self::shutdown`], or by a bug.
     pub fn is_alive(&self) -> bool {
-        !self.step.is_finished()
+        self.step.as_ref().is_some_and(|step| !step.is_finished())
     }
 
     /// Ends all requests as cancelled, writes back what is queued for some seconds, and joins the threads. Blocks.
-    pub fn shutdown(self) {
-        // Fails only when the loop is gone already.
-        self.inbox.send(Event::Stop).ok();
-        if self.step.join().is_err() {
+    pub fn shutdown(mut self) {
+        self.stop();
+        if self.step.take().is_some_and(|step| step.join().is_err()) {
             tracing::error!("the step loop panicked");
+        }
+    }
+
+    fn stop(&self) {
+        // There is a place for this in the inbox; it fails only when the loop is gone already.
+        self.inbox.try_send(Event::Stop).ok();
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        if self.step.is_some() {
+            self.stop();
         }
     }
 }

@@ -4,22 +4,23 @@
 //! softmax). What a row computes depends on its own query, its position and the pages up to it; rows only share
 //! the loads. That is why chunking, batching and threads cannot change a bit of the result.
 
+mod tile;
+
+use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
 use super::Segment;
 use super::linear::Rows;
-use super::math::{LANES, exp, sum, vectorized};
+use super::math::LANES;
 use crate::checkpoint::ModelConfig;
 use crate::kv::pages::{PageId, Pages};
+use tile::{Met, meet};
 
 /// Keys are met in groups of this many, one lane each. Pages hold a multiple of it.
 pub(crate) const KEYS: usize = LANES;
 /// Tokens of one segment that a task computes: enough rows to make turning a page's keys worth it,
 /// few enough that their state stays in the first-level cache.
 const TASK_TOKENS: usize = 32;
-/// Rows that are computed together, so that a loaded key serves all of them. Their sums fill the registers of a
-/// machine with 16 vectors of 256 bits. It has no influence on the result.
-const TILE_ROWS: usize = 4;
 
 /// Attention of all rows in one layer. `qkv` rows hold queries, then keys, then values; the keys and values
 /// of these rows are in the pages already.
@@ -30,17 +31,12 @@ pub(super) fn attend(
     (layer, pages): (usize, &Pages),
 ) -> Rows {
     let tasks = tasks(config, segments);
-    let results: Vec<Vec<f32>> = tasks
-        .par_iter()
-        .map(|task| {
-            let mut state = State::new(config, qkv, task);
-            vectorized(
-                #[inline(always)]
-                || state.run(pages, layer, task),
-            );
-            state.finish()
-        })
-        .collect();
+    let run = |task: &Task<'_>| {
+        let mut rows = RowStates::new(config, qkv, task);
+        Arch::new().dispatch(Run { rows: &mut rows, pages, layer, task });
+        rows.finish()
+    };
+    let results: Vec<Vec<f32>> = tasks.par_iter().map(run).collect();
     let (dim, group) = (config.head_dim, config.heads / config.kv_heads);
     let width = config.heads * dim;
     let mut values = vec![0.0; qkv.values.len() / qkv.width * width];
@@ -84,7 +80,7 @@ fn tasks<'a>(config: &ModelConfig, segments: &[Segment<'a>]) -> Vec<Task<'a>> {
 }
 
 /// What the rows of a task have met so far. A row is one query head of one token.
-struct State {
+struct RowStates {
     dim: usize,
     group: usize,
     /// Scaled queries.
@@ -97,7 +93,7 @@ struct State {
     turned: Vec<[f32; KEYS]>,
 }
 
-impl State {
+impl RowStates {
     fn new(config: &ModelConfig, qkv: &Rows, task: &Task<'_>) -> Self {
         let (dim, group) = (config.head_dim, config.heads / config.kv_heads);
         let scale = 1.0 / (dim as f32).sqrt();
@@ -119,27 +115,6 @@ impl State {
     }
 
     #[inline(always)]
-    fn run(&mut self, pages: &Pages, layer: usize, task: &Task<'_>) {
-        let end = task.first + task.tokens;
-        for (index, &page) in task.pages.iter().enumerate() {
-            let page_first = index * pages.page_tokens();
-            if page_first >= end {
-                break;
-            }
-            let (keys, values) = pages.head(page, layer, task.kv_head);
-            let groups = keys.chunks_exact(KEYS * self.dim).zip(values.chunks_exact(KEYS * self.dim));
-            for (part, (keys, values)) in groups.enumerate() {
-                let keys_first = page_first + part * KEYS;
-                if keys_first >= end {
-                    break;
-                }
-                self.turn(keys);
-                self.meet(values, keys_first, task);
-            }
-        }
-    }
-
-    #[inline(always)]
     fn turn(&mut self, keys: &[f32]) {
         for (key, elements) in keys.chunks_exact(self.dim).enumerate() {
             for (turned, &element) in self.turned.iter_mut().zip(elements) {
@@ -148,86 +123,43 @@ impl State {
         }
     }
 
-    /// All rows that see any of the keys meet them, in tiles.
+    /// All rows that see any of the keys at `keys_first` meet them, in tiles of four, two and one. Tiles have no
+    /// influence on the result; the sums of four rows fill the registers of a machine with 16 vectors.
     #[inline(always)]
-    fn meet(&mut self, values: &[f32], keys_first: usize, task: &Task<'_>) {
-        let group = self.group;
-        let rows = task.tokens * group;
-        let mut row = keys_first.saturating_sub(task.first) * group;
-        let seen = |row: usize| (task.first + row / group + 1 - keys_first).min(KEYS);
-        while row + TILE_ROWS <= rows {
-            let seen = std::array::from_fn(|i| seen(row + i));
-            self.tile::<TILE_ROWS>(row, seen, values);
-            row += TILE_ROWS;
-        }
+    fn meet<S: Simd>(&mut self, simd: S, values: &[f32], keys_first: usize, task: &Task<'_>) {
+        let rows = task.tokens * self.group;
+        let mut row = keys_first.saturating_sub(task.first) * self.group;
         while row < rows {
-            let seen = [seen(row)];
-            self.tile::<1>(row, seen, values);
-            row += 1;
+            row += match rows - row {
+                4.. => self.tile::<S, 4>(simd, row, values, keys_first, task),
+                2.. => self.tile::<S, 2>(simd, row, values, keys_first, task),
+                _ => self.tile::<S, 1>(simd, row, values, keys_first, task),
+            };
         }
     }
 
-    /// Rows `row..row + R` meet the turned keys, of which each sees the first `seen`.
     #[inline(always)]
-    fn tile<const R: usize>(&mut self, row: usize, seen: [usize; R], values: &[f32]) {
+    #[expect(clippy::too_many_arguments, reason = "the loop variables of its only caller")]
+    fn tile<S: Simd, const R: usize>(
+        &mut self,
+        simd: S,
+        row: usize,
+        values: &[f32],
+        keys_first: usize,
+        task: &Task<'_>,
+    ) -> usize {
         let dim = self.dim;
-        let queries: [&[f32]; R] =
-            std::array::from_fn(|i| &self.queries[(row + i) * dim..(row + i + 1) * dim]);
-        let mut scores = [[0.0f32; KEYS]; R];
-        for (d, keys) in self.turned.iter().enumerate() {
-            for i in 0..R {
-                let query = queries[i][d];
-                for lane in 0..KEYS {
-                    scores[i][lane] = query.mul_add(keys[lane], scores[i][lane]);
-                }
-            }
-        }
-        for i in 0..R {
-            self.weigh(row + i, seen[i], &mut scores[i]);
-        }
-        // Behind the last token lie whatever bytes the page held before; not even times zero may they take part.
-        let met = seen[R - 1];
+        let seen = |row: usize| (task.first + row / self.group + 1 - keys_first).min(KEYS);
+        let seen: [usize; R] = std::array::from_fn(|i| seen(row + i));
+        let met = Met {
+            queries: std::array::from_fn(|i| &self.queries[(row + i) * dim..(row + i + 1) * dim]),
+            turned: &self.turned,
+            values,
+            seen,
+        };
         let mixed = &mut self.mixed[row * dim..(row + R) * dim];
-        for at in (0..dim).step_by(LANES) {
-            let mut sums = [[0.0f32; LANES]; R];
-            for i in 0..R {
-                sums[i].copy_from_slice(&mixed[i * dim + at..i * dim + at + LANES]);
-            }
-            for (key, value) in values.chunks_exact(dim).take(met).enumerate() {
-                let value: &[f32; LANES] = value[at..at + LANES].try_into().expect("LANES divides a head");
-                for i in 0..R {
-                    let weight = scores[i][key];
-                    for lane in 0..LANES {
-                        sums[i][lane] = weight.mul_add(value[lane], sums[i][lane]);
-                    }
-                }
-            }
-            for i in 0..R {
-                mixed[i * dim + at..i * dim + at + LANES].copy_from_slice(&sums[i]);
-            }
-        }
-    }
-
-    /// Turns scores into weights relative to the running maximum, and what was met before to the new one.
-    #[inline(always)]
-    fn weigh(&mut self, row: usize, seen: usize, scores: &mut [f32; KEYS]) {
-        let mut maximum = self.maximum[row];
-        for (key, score) in scores.iter_mut().enumerate() {
-            *score = if key < seen { *score } else { f32::NEG_INFINITY };
-            maximum = if *score > maximum { *score } else { maximum };
-        }
-        for score in scores.iter_mut() {
-            *score = exp(*score - maximum);
-        }
-        if maximum > self.maximum[row] {
-            let shrink = exp(self.maximum[row] - maximum);
-            self.total[row] *= shrink;
-            for mixed in &mut self.mixed[row * self.dim..(row + 1) * self.dim] {
-                *mixed *= shrink;
-            }
-            self.maximum[row] = maximum;
-        }
-        self.total[row] += sum(scores);
+        meet(simd, &met, mixed, &mut self.maximum[row..row + R], &mut self.total[row..row + R]);
+        R
     }
 
     fn finish(mut self) -> Vec<f32> {
@@ -237,5 +169,36 @@ impl State {
             mixed.iter_mut().for_each(|value| *value = *value * scale + 0.0);
         }
         self.mixed
+    }
+}
+
+/// Walks the pages of a task; compiled once for each width of vectors.
+struct Run<'a> {
+    rows: &'a mut RowStates,
+    pages: &'a Pages,
+    layer: usize,
+    task: &'a Task<'a>,
+}
+
+impl WithSimd for Run<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Self { rows, pages, layer, task } = self;
+        let (end, dim) = (task.first + task.tokens, rows.dim);
+        for (index, &page) in task.pages.iter().enumerate() {
+            let page_first = index * pages.page_tokens();
+            let (keys, values) = pages.head(page, layer, task.kv_head);
+            let groups = keys.chunks_exact(KEYS * dim).zip(values.chunks_exact(KEYS * dim));
+            for (part, (keys, values)) in groups.enumerate() {
+                let keys_first = page_first + part * KEYS;
+                if keys_first >= end {
+                    return;
+                }
+                rows.turn(keys);
+                rows.meet(simd, values, keys_first, task);
+            }
+        }
     }
 }
