@@ -111,13 +111,14 @@ impl Index {
 
     /// How much of the chain `keys` is held, and by whom.
     ///
-    /// Costs a table lookup per run of blocks and a comparison per block. A hole ends an engine's match; the store's
+    /// `keys` is a chain. Costs a table lookup and a few comparisons per run of blocks. A hole ends an engine's match; the store's
     /// blocks are reported behind a hole, too, as far as an engine's own pages bridge it.
     pub fn matches(&self, keys: &[BlockKey]) -> Match {
         let mut walk = Walk::new(&self.places);
         while let Some(at) = keys.get(walk.blocks).and_then(|key| self.runs.find(key.prefix())) {
             let from = walk.blocks;
-            for (blocks, holders) in self.runs.pieces(at, keys[from..].iter().map(BlockKey::prefix)) {
+            let agreeing = self.runs.agreeing_chain(at, &keys[from..]);
+            for (blocks, holders) in self.runs.pieces(at, agreeing) {
                 if !walk.step(blocks, holders) {
                     return walk.finish();
                 }
@@ -213,30 +214,27 @@ impl Index {
             return Err(full);
         }
         let Some(place) = self.places.intern(tier, &stored.holder) else { return Err(full) };
-        let digest = &mut self.shards.entry(shard).or_default().digest;
-        let mut add = |key: &BlockKey| digest.add(key, tier, &stored.holder);
+        let (digest, places) = (&mut self.shards.entry(shard).or_default().digest, &mut self.places);
+        let mut add = |key: &BlockKey| {
+            digest.add(key, tier, &stored.holder);
+            places.came(place, 1);
+        };
         let mut parent = parent.first().and_then(|parent| self.runs.find(parent.prefix()));
-        let mut new = 0;
         let mut next = 0;
         while let Some(key) = keys.get(next) {
             if let Some(at) = self.runs.find(key.prefix()) {
                 same_shard(&self.runs, at, (shard, key))?;
-                let blocks = pieces_blocks(&self.runs, at, &keys[next..]);
-                self.runs.hold(at, blocks, place, |position| {
-                    add(&keys[next + position]);
-                    new += 1;
-                });
+                let blocks = self.runs.agreeing(at, &keys[next..]);
+                self.runs.hold(at, blocks, place, |position| add(&keys[next + position]));
                 parent = Some(at.plus(blocks - 1));
                 next += blocks;
             } else {
                 let Ok(at) = self.runs.push(key.prefix(), parent, shard, place) else { return Err(full) };
                 add(key);
-                new += 1;
                 parent = Some(at);
                 next += 1;
             }
         }
-        self.places.came(place, new);
         Ok(())
     }
 
@@ -245,8 +243,7 @@ impl Index {
         let keys = unpack(&removed.keys).map_err(ProtocolError::from)?;
         // What was never there is removed already; should the store disagree, its digest will say so.
         let Some(place) = self.places.find(tier, &removed.holder) else { return Ok(()) };
-        let digest = &mut self.shards.entry(shard).or_default().digest;
-        let mut gone = 0;
+        let (digest, places) = (&mut self.shards.entry(shard).or_default().digest, &mut self.places);
         let mut next = 0;
         while let Some(key) = keys.get(next) {
             let Some(at) = self.runs.find(key.prefix()) else {
@@ -254,14 +251,13 @@ impl Index {
                 continue;
             };
             same_shard(&self.runs, at, (shard, key))?;
-            let blocks = pieces_blocks(&self.runs, at, &keys[next..]);
+            let blocks = self.runs.agreeing(at, &keys[next..]);
             self.runs.release(at, blocks, place, |position| {
                 digest.remove(&keys[next + position], tier, &removed.holder);
-                gone += 1;
+                places.went(place, 1);
             });
             next += blocks;
         }
-        self.places.went(place, gone);
         Ok(())
     }
 
@@ -296,9 +292,4 @@ fn known_tier(number: i32) -> Result<Tier, ProtocolError> {
 fn same_shard(runs: &Runs, at: runs::At, (found, key): (u32, &BlockKey)) -> Result<(), ProtocolError> {
     let ours = runs.shard(at);
     if ours == found { Ok(()) } else { Err(ProtocolError::Moved { key: *key, ours, found }) }
-}
-
-/// Blocks from `at` on that agree with `keys`.
-fn pieces_blocks(runs: &Runs, at: runs::At, keys: &[BlockKey]) -> usize {
-    runs.pieces(at, keys.iter().map(BlockKey::prefix)).map(|(blocks, _)| blocks).sum()
 }

@@ -1,13 +1,13 @@
 //! Blocks, kept as runs: stretches of a chain that came one after the other.
 //!
 //! A key names everything before it, so two chains that share a key share all keys up to it. Comparing a prompt with
-//! a run is therefore a walk over two slices of numbers, and only the first block of each run is looked up in a
-//! table. Who holds what of a run is kept as spans, since those who hold a block nearly always hold its neighbours.
+//! a run therefore takes one lookup in a table, for the run's first block, and a search for the last block that agrees. Who holds what of a run is kept as spans, since those who hold a block nearly always hold its neighbours.
 //!
 //! Of a key only the first eight bytes are kept: keys are uniform and made with the tenant's secret, so among 10⁸
 //! blocks two share them with a probability of 1 in 3,000, and then one prompt is routed worse than it could be.
 
 use hashbrown::HashTable;
+use hearth_proto::key::BlockKey;
 
 use super::places::{PlaceId, PlaceSet};
 
@@ -66,16 +66,36 @@ impl Runs {
         self.table.len()
     }
 
-    /// The blocks from `at` on that agree with `keys`, as pieces: how many, and who holds them. Ends with the run, at
-    /// the first key that differs, or before a block that nobody holds.
-    pub(crate) fn pieces<'a>(
-        &'a self,
-        at: At,
-        keys: impl Iterator<Item = u64> + 'a,
-    ) -> impl Iterator<Item = (usize, &'a PlaceSet)> + 'a {
+    /// How many blocks from `at` on agree with `keys`, compared one by one, and are held by somebody.
+    pub(crate) fn agreeing(&self, at: At, keys: &[BlockKey]) -> usize {
+        let same = |(ours, theirs): &(&u64, &BlockKey)| **ours == theirs.prefix();
+        let equal = self.list[at.run()].keys[at.offset()..].iter().zip(keys).take_while(same).count();
+        self.pieces(at, equal).map(|(blocks, _)| blocks).sum()
+    }
+
+    /// How many blocks from `at` on agree with `keys`, which is a chain and agrees with the first one.
+    ///
+    /// A key names all before it, so where a run and a chain agree they agree from there back: a few keys are compared,
+    /// not all. Should a store announce as a run what is none, the answer is too long; its word is all there is anyway.
+    pub(crate) fn agreeing_chain(&self, at: At, keys: &[BlockKey]) -> usize {
+        let ours = &self.list[at.run()].keys[at.offset()..];
+        let ours = &ours[..ours.len().min(keys.len())];
+        let agrees = |position: usize| ours[position] == keys[position].prefix();
+        if ours.len().checked_sub(1).is_some_and(agrees) {
+            return ours.len();
+        }
+        let (mut agreed, mut differs) = (0, ours.len());
+        while agreed < differs {
+            let middle = agreed.midpoint(differs);
+            if agrees(middle) { agreed = middle + 1 } else { differs = middle }
+        }
+        agreed
+    }
+
+    /// The `blocks` from `at` on as pieces: how many, and who holds them. Ends before a block that nobody holds.
+    pub(crate) fn pieces(&self, at: At, blocks: usize) -> impl Iterator<Item = (usize, &PlaceSet)> {
         let run = &self.list[at.run()];
-        let equal = run.keys[at.offset()..].iter().zip(keys).take_while(|(a, b)| **a == *b).count();
-        let end = at.offset() + equal;
+        let end = at.offset() + blocks;
         let first = run.spans.partition_point(|span| usize::from(span.end) <= at.offset());
         let mut from = at.offset();
         run.spans[first..]

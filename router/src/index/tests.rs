@@ -167,6 +167,37 @@ proptest! {
     }
 }
 
+/// Messages that keep to no rule: keys that are no chain, parents that are none, wrong numbers and shards.
+fn any_message() -> impl Strategy<Value = FeedMessage> {
+    let keys = || prop::collection::vec((0u64..12).prop_map(key), 0..12);
+    let body = (0u8..6, keys(), keys(), -1i32..5, 0u64..3).prop_map(|(kind, keys, parent, tier, seq)| {
+        let (holder, keys, parent) = (format!("e{}", keys.len() % 3), pack(&keys), pack(&parent));
+        match kind {
+            0 => Body::SnapshotBegin(SnapshotBegin { shards: u32::try_from(seq).expect("small") + 1 }),
+            1 => Body::SnapshotEnd(SnapshotEnd { seq }),
+            2 => Body::Removed(Removed { tier, holder, keys }),
+            _ => Body::Stored(Stored { tier, holder, parent, depth: 0, keys }),
+        }
+    });
+    let seq = prop_oneof![3 => Just(0u64), 1 => 0u64..4];
+    (0u32..2, seq, body).prop_map(|(shard, seq, body)| message(shard, seq, body))
+}
+
+proptest! {
+    #[test]
+    fn whatever_a_store_sends_is_survived(messages in prop::collection::vec(any_message(), 1..80), asked in prop::collection::vec((0u64..12).prop_map(key), 0..20)) {
+        let mut index = joined();
+        index.apply(message(0, 0, begin())).expect("legal");
+        for message in messages {
+            // Going on after an error is what a router never does; nothing may break even so.
+            let _refused = index.apply(message);
+            let found = index.matches(&asked);
+            prop_assert!(found.engines.iter().all(|held| held.blocks <= asked.len()));
+            prop_assert!(found.store.iter().all(|span| span.first < span.end && span.end <= asked.len()));
+        }
+    }
+}
+
 #[test]
 fn a_long_chain_spans_many_runs_and_costs_few_bytes() {
     let mut index = joined();
