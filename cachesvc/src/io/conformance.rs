@@ -34,7 +34,8 @@ fn faultless() -> Box<dyn BlockIo> {
 /// Runs the suite on a disk and, where there is one, on memory. On memory `O_DIRECT` checks nothing, so the disk is
 /// what counts for alignment.
 fn on_each_file_system(make: Make) {
-    let disk = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).expect("a folder");
+    let binary = std::env::current_exe().expect("a test binary");
+    let disk = tempfile::tempdir_in(binary.parent().expect("in a folder")).expect("a folder");
     suite(make, &disk);
     match tempfile::tempdir_in("/dev/shm") {
         Ok(memory) => suite(make, &memory),
