@@ -8,7 +8,7 @@ mod run;
 mod wire;
 
 use std::os::unix::net::UnixStream;
-use std::sync::mpsc::{RecvTimeoutError, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -63,7 +63,10 @@ struct Connected {
 }
 
 impl Client {
-    /// Starts the connection's thread. `None` when this process can have no more threads or descriptors.
+    /// Starts the connection's thread.
+    ///
+    /// # Errors
+    /// When this process can have no more threads or descriptors.
     pub(crate) fn start(config: StoreConfig, scope: Arc<Scope>) -> std::io::Result<Self> {
         let link = Arc::new(Link {
             config,
@@ -146,14 +149,25 @@ impl Link {
         &self,
         id: u64,
         memory: &SessionMemory,
-        answer: &std::sync::mpsc::Receiver<Outcome>,
+        answer: &Receiver<Outcome>,
     ) -> Result<Outcome, Failure> {
-        if let Phase::Connected(connected) = &mut *self.phase()
-            && connected.memory.session() == memory.session()
-        {
+        if let Some(connected) = self.phase().of_session(memory) {
             connected.session.abandon(id);
         }
         answer.try_recv().map_err(|_none| Failure::Deadline)
+    }
+
+    /// Ends the session, if there is one; the thread opens another.
+    fn disconnect(&self, phase: &mut Phase) {
+        match std::mem::replace(phase, Phase::Connecting) {
+            Phase::Connected(connected) => {
+                connected.end();
+                self.config.metrics.connected(false);
+                self.changed.notify_all();
+                self.wake.wake();
+            }
+            other => *phase = other,
+        }
     }
 }
 
@@ -284,18 +298,5 @@ impl Backend for Client {
         self.link.config.metrics.connected(false);
         self.link.changed.notify_all();
         self.link.wake.wake();
-    }
-}
-
-impl Link {
-    /// Ends the session, if there is one; the thread opens another.
-    fn disconnect(&self, phase: &mut Phase) {
-        if let Phase::Connected(_) = phase {
-            let Phase::Connected(connected) = std::mem::replace(phase, Phase::Connecting) else { return };
-            connected.end();
-            self.config.metrics.connected(false);
-            self.changed.notify_all();
-            self.wake.wake();
-        }
     }
 }

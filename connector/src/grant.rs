@@ -118,3 +118,62 @@ fn apart(answer: &v1::Reserved, payload_bytes: usize) -> Result<(), Violation> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use hearth_transfer::Region;
+    use proptest::prelude::*;
+
+    const PAYLOAD_BYTES: usize = 8192;
+    const REGION_BYTES: u64 = 64 << 10;
+
+    fn memory() -> SessionMemory {
+        let region = Region::heap(REGION_BYTES as usize).expect("memory");
+        SessionMemory::new(1, vec![(7, region)])
+    }
+
+    /// Mostly what an honest node says, so that one lie at a time gets through.
+    fn place() -> impl Strategy<Value = (u32, u64)> {
+        let region = prop_oneof![9 => Just(7), 1 => any::<u32>()];
+        let offset = prop_oneof![9 => (0u64..20).prop_map(|slot| slot * 4096), 1 => any::<u64>()];
+        (region, offset)
+    }
+
+    fn columns() -> impl Strategy<Value = (Vec<u32>, Vec<u64>)> {
+        prop::collection::vec(place(), 0..6).prop_map(|places| places.into_iter().unzip())
+    }
+
+    proptest! {
+        #[test]
+        fn any_lease_is_within_its_region_or_refused(
+            (region, offset) in columns(), lease in 0u64..2, tier in prop_oneof![9 => 1i32..4, 1 => any::<i32>()],
+            lost in prop_oneof![9 => Just(0usize), 1 => 0usize..3], asked in 0usize..6,
+        ) {
+            let count = region.len();
+            let generation = vec![1; count.saturating_sub(lost)];
+            let answer = v1::Acquired { lease, region, offset, generation, tier: vec![tier; count], miss: 0 };
+            if let Ok((leased, miss)) = acquired(&answer, asked, PAYLOAD_BYTES, &memory()) {
+                prop_assert!(answer.offset.iter().all(|at| at + 4096 + PAYLOAD_BYTES as u64 <= REGION_BYTES));
+                prop_assert_eq!(leased.map_or(0, |leased| leased.slots.len()), count);
+                prop_assert_eq!(miss.is_some(), count < asked);
+            }
+        }
+
+        #[test]
+        fn any_reservation_has_slots_of_its_own_or_is_refused(
+            (region, offset) in columns(), index in prop::collection::vec(0u32..12, 0..6), refused in 0u32..4,
+        ) {
+            let (count, generation) = (index.len(), vec![1; index.len()]);
+            let reservation = u64::from(count > 0);
+            let answer = v1::Reserved { reservation, index, region, offset, generation, refused };
+            if let Ok(granted) = reserved(&answer, &(2..10), PAYLOAD_BYTES, &memory()) {
+                let indices = granted.map_or_else(Vec::new, |granted| granted.indices);
+                prop_assert!(indices.len() == count && indices.windows(2).all(|pair| pair[0] < pair[1]));
+                let mut offsets = answer.offset.clone();
+                offsets.sort_unstable();
+                prop_assert!(offsets.windows(2).all(|pair| pair[1] - pair[0] >= 4096 + PAYLOAD_BYTES as u64));
+            }
+        }
+    }
+}

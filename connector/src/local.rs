@@ -2,10 +2,12 @@
 //!
 //! A slot is 4,096 bytes of header, written by the node when the block is sealed, then the payload. A reader copies
 //! the header, checks that it is the one asked for, copies the payload while taking its checksums, compares them
-//! with the header's, and sees at last that the header is still the same.
+//! with the header's, and sees at last that the header is still the same. Further reads under the same lease, such
+//! as of one layer after another, keep the first header and compare with that.
 
 use std::num::NonZeroUsize;
 use std::ops::Range;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering, fence};
 
 use hearth_proto::header::{BlockHeader, Generation, HEADER_BYTES};
@@ -63,6 +65,7 @@ impl SessionMemory {
             header: slice(start..start + HEADER_BYTES)?,
             payload: slice(start + HEADER_BYTES..end)?,
             generation,
+            sealed: OnceLock::new(),
         })
     }
 }
@@ -76,12 +79,24 @@ pub(crate) struct Place {
 }
 
 /// A slot within the bounds of its region.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(crate) struct Slot {
     header: RegionSlice,
     payload: RegionSlice,
     generation: Generation,
+    sealed: OnceLock<Sealed>,
 }
+
+/// What the right header said when it was first read: later reads compare with it instead of reading it whole.
+#[derive(Debug)]
+struct Sealed {
+    /// Everything in the header but the checksums of the ranges, which its own checksum covers.
+    prefix: [u8; HEADER_PREFIX_BYTES],
+    range_crcs: Vec<u32>,
+}
+
+/// Bytes of a header before the checksums of the ranges.
+const HEADER_PREFIX_BYTES: usize = 256;
 
 /// Bytes of one block in a Seal beside its checksums, and the message's own share.
 const SEALED_BLOCK_BYTES: usize = 48;
@@ -137,8 +152,6 @@ impl Scope {
     }
 }
 
-type HeaderBytes = [u8; HEADER_BYTES];
-
 impl Slot {
     /// Copies `bytes` of the payload to `dst` and checks what landed.
     pub(crate) fn read(
@@ -150,48 +163,49 @@ impl Slot {
     ) -> Result<(), Miss> {
         let ranges = scope.ranges(&bytes)?;
         let source = self.payload.slice(bytes).map_err(|_outside| Miss::Misuse)?;
-        let (raw, header) = self.header(scope, key)?;
+        let sealed = self.sealed(scope, key)?;
         let landed = copy_out_digest(dst, &source, scope.range_bytes).map_err(|_length| Miss::Misuse)?;
-        self.compare(&header.range_crcs[ranges], &landed)?;
-        self.unchanged(&raw)
+        self.compare(sealed, &sealed.range_crcs[ranges], &landed)
     }
 
     /// Checks the whole payload where it lies.
     pub(crate) fn verify(&self, scope: &Scope, key: &BlockKey) -> Result<(), Miss> {
-        let (raw, header) = self.header(scope, key)?;
-        self.compare(&header.range_crcs, &digest_ranges(&self.payload, scope.range_bytes))?;
-        self.unchanged(&raw)
+        let sealed = self.sealed(scope, key)?;
+        self.compare(sealed, &sealed.range_crcs, &digest_ranges(&self.payload, scope.range_bytes))
     }
 
-    /// The header as it is now, if it is the right one.
-    fn header(&self, scope: &Scope, key: &BlockKey) -> Result<(HeaderBytes, BlockHeader), Miss> {
+    /// What the header says, if it is the right one.
+    fn sealed(&self, scope: &Scope, key: &BlockKey) -> Result<&Sealed, Miss> {
+        if let Some(sealed) = self.sealed.get() {
+            return Ok(sealed);
+        }
         let raw = self.header_bytes();
         let header = BlockHeader::decode(&raw).map_err(|_damaged| Miss::Corrupt)?;
         scope.check(&header, key, self.generation)?;
-        Ok((raw, header))
+        let prefix = *raw.first_chunk().expect("a header is longer than its prefix");
+        Ok(self.sealed.get_or_init(|| Sealed { prefix, range_crcs: header.range_crcs }))
     }
 
-    fn header_bytes(&self) -> HeaderBytes {
-        let mut raw = [0; HEADER_BYTES];
-        self.header.copy_to(&mut raw).expect("the window has the length of a header");
-        raw
-    }
-
-    fn compare(&self, stated: &[u32], landed: &[u32]) -> Result<(), Miss> {
-        if stated == landed {
+    /// Whether what landed is what was sealed, and its header is still there.
+    fn compare(&self, sealed: &Sealed, stated: &[u32], landed: &[u32]) -> Result<(), Miss> {
+        fence(Ordering::Acquire);
+        let mut prefix = [0; HEADER_PREFIX_BYTES];
+        let window = self.header.slice(..HEADER_PREFIX_BYTES).expect("a header is longer than its prefix");
+        window.copy_to(&mut prefix).expect("the window has this length");
+        if stated == landed && prefix == sealed.prefix {
             return Ok(());
         }
-        // Another block's bytes under another generation are no fault of the memory.
+        // Another block under another generation is no fault of the memory.
         match BlockHeader::decode(&self.header_bytes()) {
             Ok(now) if now.generation != self.generation => Err(Miss::Stale),
             _ => Err(Miss::Corrupt),
         }
     }
 
-    /// The bytes that were read belong to the header that was checked only if it is still there.
-    fn unchanged(&self, before: &HeaderBytes) -> Result<(), Miss> {
-        fence(Ordering::Acquire);
-        if self.header_bytes() == *before { Ok(()) } else { Err(Miss::Stale) }
+    fn header_bytes(&self) -> [u8; HEADER_BYTES] {
+        let mut raw = [0; HEADER_BYTES];
+        self.header.copy_to(&mut raw).expect("the window has the length of a header");
+        raw
     }
 
     pub(crate) fn payload(&self) -> &RegionSlice {

@@ -318,3 +318,27 @@ impl Drop for Permit {
         assert!(before > 0, "a permit is given back once");
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn handles_and_guards_cross_threads() {
+        fn crosses<T: Send + Sync>() {}
+        crosses::<Store>();
+        crosses::<Lease>();
+        crosses::<Reservation>();
+    }
+
+    #[test]
+    fn permits_are_bounded_and_given_back() {
+        let held = Arc::new(AtomicUsize::new(0));
+        let mut permits: Vec<Permit> = std::iter::from_fn(|| Permit::take(&held)).collect();
+        assert_eq!(permits.len(), GRANTS_HELD_MAX);
+        permits.pop();
+        assert!(Permit::take(&held).is_some());
+        drop(permits);
+        assert_eq!(held.load(Ordering::Relaxed), 0);
+    }
+}

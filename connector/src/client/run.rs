@@ -114,7 +114,6 @@ fn serve(link: &Link, opened: Opened) -> Ended {
     if !link.enter(Phase::Connected(connected)) {
         return Ended::Here;
     }
-    link.config.metrics.connected(true);
     let mut serving = Serving { link, session, socket, tell_from: None };
     let ended = loop {
         match serving.turn(&mut reader) {
@@ -245,6 +244,7 @@ impl Link {
         if matches!(*phase, Phase::Closed) {
             return false;
         }
+        self.config.metrics.connected(matches!(next, Phase::Connected(_)));
         *phase = next;
         self.changed.notify_all();
         true

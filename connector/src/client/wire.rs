@@ -193,3 +193,80 @@ pub(super) fn wait(wake: &Wake, socket: Option<(&UnixStream, For)>, until: Optio
     let _ready = poll(&mut fds, timeout.as_ref());
     wake.clear();
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use hearth_proto::v1;
+    use proptest::prelude::*;
+    use std::io::Write;
+
+    fn pair() -> (UnixStream, UnixStream) {
+        let (ours, theirs) = UnixStream::pair().expect("sockets");
+        ours.set_nonblocking(true).expect("a mode");
+        (ours, theirs)
+    }
+
+    proptest! {
+        #[test]
+        fn frames_arrive_whole_however_they_are_cut(
+            sizes in prop::collection::vec(0usize..3000, 1..8), cut in 1usize..2000,
+        ) {
+            let (ours, mut theirs) = pair();
+            let frames = sizes.iter().map(|&size| v1::Match { keys: vec![7; size] });
+            let bytes: Vec<u8> =
+                frames.flat_map(|message| frame::encode(&message, 0).expect("small")).collect();
+            let mut reader = FrameReader::new();
+            let mut received = Vec::new();
+            for piece in bytes.chunks(cut) {
+                theirs.write_all(piece).expect("room");
+                prop_assert_eq!(reader.fill(&ours).expect("open"), Filled::Bytes);
+                while let Some((message, fds)) = reader.next::<v1::Match>().expect("frames") {
+                    prop_assert!(fds.is_empty());
+                    received.push(message.keys.len());
+                }
+            }
+            prop_assert_eq!(received, sizes);
+            prop_assert_eq!(reader.fill(&ours).expect("open"), Filled::Nothing);
+            drop(theirs);
+            prop_assert_eq!(reader.fill(&ours).expect("open"), Filled::Closed);
+        }
+
+        #[test]
+        fn arbitrary_bytes_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..300), head in any::<bool>()) {
+            let (ours, mut theirs) = pair();
+            if head {
+                theirs.write_all(&[b'H', b'F', 0, 0, 20, 0, 0, 0]).expect("room");
+            }
+            theirs.write_all(&bytes).expect("room");
+            let mut reader = FrameReader::new();
+            let _ = reader.fill(&ours);
+            while let Ok(Some(_)) = reader.next::<v1::Reply>() {}
+        }
+    }
+
+    #[test]
+    fn what_the_socket_does_not_take_waits_in_order_and_within_a_bound() {
+        let (ours, theirs) = pair();
+        theirs.set_nonblocking(true).expect("a mode");
+        let mut out = OutBuffer::default();
+        let mut pushed = 0;
+        while out.has_room() {
+            out.push(&v1::Match { keys: vec![pushed; 1 << 20] }).expect("small enough");
+            out.flush(&ours).expect("open");
+            pushed += 1;
+        }
+        assert!(!out.is_empty());
+        let mut reader = FrameReader::new();
+        let mut received = 0;
+        while received < pushed {
+            out.flush(&ours).expect("open");
+            reader.fill(&theirs).expect("open");
+            while let Some((message, _)) = reader.next::<v1::Match>().expect("frames") {
+                assert_eq!(message.keys, vec![received; 1 << 20]);
+                received += 1;
+            }
+        }
+        assert!(out.is_empty());
+    }
+}

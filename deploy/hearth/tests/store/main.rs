@@ -65,6 +65,7 @@ fn spawn(dir: &Path, options: &Vec<String>) -> Child {
         .arg(dir.join("s"))
         .arg("--ready-file")
         .arg(&ready)
+        .env("RUST_LOG", "error")
         .stdout(Stdio::null())
         .spawn()
         .expect("the program starts");
