@@ -8,7 +8,7 @@ PYTEST_FLAGS ?= -q
 BENCH_FLAGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test test-rust test-python lint format clippy docs scripts licences deny bench
+.PHONY: help demo up test test-rust test-python lint format lockfile clippy docs scripts licences deny bench
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -36,10 +36,13 @@ test-python: .venv/ready
 	.venv/bin/pip install --quiet --disable-pip-version-check -r deploy/tests/requirements.txt
 	touch $@
 
-lint: format clippy docs scripts licences ## Check formatting, lints, documentation, scripts, licences of dependencies
+lint: format lockfile clippy docs scripts licences ## Check formatting, lints, documentation, scripts, licences of dependencies
 
 format:
 	cargo fmt --all --check
+
+lockfile:
+	@cargo metadata --locked --format-version 1 >/dev/null || { echo "Cargo.lock is not what Cargo.toml asks for: commit it" >&2; exit 1; }
 
 # In release mode, to share build scripts and macros with the tests.
 clippy:
