@@ -65,5 +65,4 @@ deny:
 	cargo deny --all-features check --hide-inclusion-graph bans licenses sources
 
 bench: ## Measure everything against peers and limits (BENCH_FLAGS=--quick for a short one)
-	for suite in copy store; do \
-		cargo run --release -q -p hearth-benches -- $$suite $(BENCH_FLAGS) || exit 1; done
+	cargo run --release -q -p hearth-benches -- all $(BENCH_FLAGS)

@@ -18,7 +18,7 @@ const ROUNDS_QUICK: usize = 5;
 #[derive(Debug, clap::Parser)]
 #[command(name = "hearth-benches", version)]
 pub struct Args {
-    /// Suite to run; --list shows them all
+    /// Suite to run, or `all`; --list shows them
     #[arg(required_unless_present = "list")]
     suite: Option<String>,
     /// Small working sets and few rounds: shows that it works, not how fast it is
@@ -86,14 +86,19 @@ pub fn run(args: &Args) -> Result<(), RunError> {
     let rounds = args.rounds.map_or(if args.quick { ROUNDS_QUICK } else { ROUNDS }, usize::from);
     let setting = Setting::of_machine(args.quick, rounds);
     let chosen = find(name)?;
+    let mut cases = Vec::new();
+    for suite in chosen {
+        let of_suite = cases_of(suite, &setting, args.only.as_deref())?;
+        cases.extend(of_suite.into_iter().map(|case| (suite.name, case)));
+    }
     let mut report = Report { machine: Machine::here(), rows: Vec::new() };
     eprintln!("{}", report.machine);
-    for case in cases(chosen, &setting, args.only.as_deref())? {
-        let progress = Progress::start(chosen.name, case.name, setting.rounds_total());
+    for (suite, case) in cases {
+        let progress = Progress::start(suite, case.name, setting.rounds_total());
         let measured = case::measure(case, &setting, &progress)?;
         progress.finish();
-        println!("{}", table::of(chosen.name, &measured));
-        report.rows.extend(measured.rows(chosen.name));
+        println!("{}", table::of(suite, &measured));
+        report.rows.extend(measured.rows(suite));
     }
     if let Some(path) = &args.json {
         report.write(path).map_err(|cause| RunError::Write { path: path.clone(), cause })?;
@@ -111,14 +116,18 @@ fn list() {
     }
 }
 
-fn find(name: &str) -> Result<&'static Suite, RunError> {
-    suite::SUITES.iter().find(|suite| suite.name == name).ok_or_else(|| RunError::NoSuite {
+fn find(name: &str) -> Result<&'static [Suite], RunError> {
+    if name == "all" {
+        return Ok(suite::SUITES);
+    }
+    let at = suite::SUITES.iter().position(|suite| suite.name == name);
+    at.map(|at| &suite::SUITES[at..=at]).ok_or_else(|| RunError::NoSuite {
         name: name.to_owned(),
         known: suite::SUITES.iter().map(|suite| suite.name).collect::<Vec<_>>().join(", "),
     })
 }
 
-fn cases(suite: &Suite, setting: &Setting, only: Option<&str>) -> Result<Vec<case::Case>, RunError> {
+fn cases_of(suite: &Suite, setting: &Setting, only: Option<&str>) -> Result<Vec<case::Case>, RunError> {
     let all = (suite.cases)(setting);
     let Some(only) = only else { return Ok(all) };
     let known = all.iter().map(|case| case.name).collect::<Vec<_>>().join(", ");
