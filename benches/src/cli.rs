@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use crate::case::{self, CaseError};
+use crate::case::{self, Case, CaseError};
 use crate::machine::Machine;
 use crate::progress::Progress;
 use crate::report::Report;
@@ -49,11 +49,9 @@ pub enum RunError {
         /// All names.
         known: String,
     },
-    /// The case is not in the suite.
-    #[error("no case {name:?} in suite {suite}; there are: {known}")]
+    /// The case is in none of the suites asked for.
+    #[error("no case {name:?}; there are: {known}")]
     NoCase {
-        /// Of which suite.
-        suite: &'static str,
         /// As asked.
         name: String,
         /// All names.
@@ -86,11 +84,7 @@ pub fn run(args: &Args) -> Result<(), RunError> {
     let rounds = args.rounds.map_or(if args.quick { ROUNDS_QUICK } else { ROUNDS }, usize::from);
     let setting = Setting::of_machine(args.quick, rounds);
     let chosen = find(name)?;
-    let mut cases = Vec::new();
-    for suite in chosen {
-        let of_suite = cases_of(suite, &setting, args.only.as_deref())?;
-        cases.extend(of_suite.into_iter().map(|case| (suite.name, case)));
-    }
+    let cases = cases_of(chosen, &setting, args.only.as_deref())?;
     let mut report = Report { machine: Machine::here(), rows: Vec::new() };
     eprintln!("{}", report.machine);
     for (suite, case) in cases {
@@ -127,13 +121,22 @@ fn find(name: &str) -> Result<&'static [Suite], RunError> {
     })
 }
 
-fn cases_of(suite: &Suite, setting: &Setting, only: Option<&str>) -> Result<Vec<case::Case>, RunError> {
-    let all = (suite.cases)(setting);
+/// The cases of some suites, each with the name of its suite.
+fn cases_of(
+    suites: &[Suite],
+    setting: &Setting,
+    only: Option<&str>,
+) -> Result<Vec<(&'static str, Case)>, RunError> {
+    let of_suite = |suite: &Suite| {
+        let name = suite.name;
+        (suite.cases)(setting).into_iter().map(move |case| (name, case))
+    };
+    let all: Vec<_> = suites.iter().flat_map(of_suite).collect();
     let Some(only) = only else { return Ok(all) };
-    let known = all.iter().map(|case| case.name).collect::<Vec<_>>().join(", ");
-    let chosen: Vec<_> = all.into_iter().filter(|case| case.name == only).collect();
+    let known = all.iter().map(|(_, case)| case.name).collect::<Vec<_>>().join(", ");
+    let chosen: Vec<_> = all.into_iter().filter(|(_, case)| case.name == only).collect();
     if chosen.is_empty() {
-        return Err(RunError::NoCase { suite: suite.name, name: only.to_owned(), known });
+        return Err(RunError::NoCase { name: only.to_owned(), known });
     }
     Ok(chosen)
 }
