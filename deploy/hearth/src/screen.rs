@@ -38,6 +38,8 @@ impl Screen {
         let style =
             ProgressStyle::with_template("  {spinner} {msg} ({elapsed})").expect("the template is valid");
         spinner.set_style(style);
+        // Nothing is going on yet: lines are written without a spinner below them.
+        spinner.finish_and_clear();
         Self { lines, spinner }
     }
 
@@ -59,8 +61,8 @@ impl Screen {
             // Whoever reads a file or a pipe sees what takes so long. That it cannot be written is found by the next line.
             self.line(format_args!("    ... {what}")).ok();
         }
-        self.spinner.reset();
         self.spinner.set_message(what.to_string());
+        self.spinner.reset();
         self.spinner.enable_steady_tick(TICK);
         Step { spinner: &self.spinner }
     }

@@ -127,6 +127,9 @@ pub(crate) async fn run(args: Args, shutdown: Shutdown) -> Result<ExitCode, UpEr
     let data = stack::data_dir(&args.data_dir)?;
     let lock = lock_directory(&data).map_err(|source| StackError::Dir { path: data.clone(), source })?;
     let _lock = lock.ok_or_else(|| UpError::DataDirInUse(args.data_dir.clone()))?;
+    if let Some(path) = &args.ready_file {
+        remove_ready_file(path).map_err(|source| UpError::ReadyFile { path: path.clone(), source })?;
+    }
     let run = Scratch::for_sockets(&std::env::temp_dir(), "hearth-up").map_err(UpError::RunDir)?;
     let dirs = Dirs { data, run: run.path().to_owned() };
     let mut stack = tokio::select! {
@@ -248,6 +251,14 @@ fn greeting(stack: &Stack) -> String {
 /// For use between single quotes of a shell.
 fn quoted(text: &str) -> String {
     text.replace('\'', r"'\''")
+}
+
+/// What an earlier run wrote says nothing about this one.
+fn remove_ready_file(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
 }
 
 fn write_ready_file(path: &Path, stack: &Stack) -> io::Result<()> {

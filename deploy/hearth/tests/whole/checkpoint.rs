@@ -19,13 +19,20 @@ const SHAPE: TinyShape = TinyShape {
 /// Name that the checkpoint is served by.
 pub(crate) const NAME: &str = "small";
 
-/// Where it is. Made by the first test that asks, in place of what an earlier run made.
+/// Where it is. Made by the first test that asks; what test processes that have ended made is removed.
 pub(crate) fn small() -> &'static Path {
     static DIR: OnceLock<PathBuf> = OnceLock::new();
     DIR.get_or_init(|| {
-        let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join(NAME);
-        fs::remove_dir_all(&dir).ok();
-        generate_shape(&dir, TEXT, &SHAPE).unwrap();
-        dir
+        let all = Path::new(env!("CARGO_TARGET_TMPDIR")).join("checkpoints");
+        fs::create_dir_all(&all).unwrap();
+        for entry in fs::read_dir(&all).unwrap().flatten() {
+            if !Path::new("/proc").join(entry.file_name()).exists() {
+                fs::remove_dir_all(entry.path()).ok();
+            }
+        }
+        let own = all.join(std::process::id().to_string());
+        fs::create_dir_all(&own).unwrap();
+        generate_shape(&own.join(NAME), TEXT, &SHAPE).unwrap();
+        own.join(NAME)
     })
 }

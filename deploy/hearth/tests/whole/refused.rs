@@ -85,7 +85,6 @@ fn a_store_of_another_version_is_refused_and_left_as_it_is() {
     up.run.signal(Signal::TERM);
     assert!(up.run.wait().success(), "{}", up.run.output());
     let folder = up.run.into_folder();
-    fs::remove_file(folder.path().join("ready.json")).unwrap();
     let format = folder.path().join("data/store/FORMAT");
     let newer = fs::read_to_string(&format).unwrap().replacen("hearth-data 1", "hearth-data 2", 1);
     fs::write(&format, &newer).unwrap();

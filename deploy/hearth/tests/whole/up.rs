@@ -17,6 +17,8 @@ pub(crate) struct Up {
 
 /// `hearth up` with a small checkpoint, on a free port.
 pub(crate) fn begin(folder: tempfile::TempDir, extra: &[&str]) -> Run {
+    // What an earlier run in the folder wrote would be taken for this one's.
+    fs::remove_file(folder.path().join("ready.json")).ok();
     let model = checkpoint::small().to_str().unwrap();
     let mut args = vec!["up", "--model", model, "--data-dir", "data", "--ready-file", "ready.json"];
     args.extend([
@@ -144,7 +146,6 @@ fn what_is_stored_is_found_by_the_next_start() {
     up.run.signal(Signal::INT);
     assert!(up.run.wait().success(), "{}", up.run.output());
     let folder = up.run.into_folder();
-    fs::remove_file(folder.path().join("ready.json")).unwrap();
     let second = ask(&start(folder, &["--engines", "1"]));
     assert!(second["loaded_tokens"]["nvme"].as_u64().unwrap() > 100, "{second}");
 }
