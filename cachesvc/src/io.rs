@@ -2,7 +2,7 @@
 //!
 //! Two implementations of one seam, [`BlockIo`]: [`uring`] (io_uring, `O_DIRECT`, registered files) and [`psync`]
 //! (`preadv`/`pwritev` on a few threads; `O_DIRECT` where the file system takes it, else through the page cache).
-//! [`open`] probes the machine and picks. [`fault`] wraps either and breaks it on purpose, for tests.
+//! [`open`] probes the machine and picks. `fault` wraps either and breaks it on purpose, for tests.
 //!
 //! Buffers are windows of registered memory ([`RegionSlice`]). An operation owns its buffers until its completion was
 //! reaped, so no memory is reused under a transfer; an implementation that is dropped waits for what is in flight, and
