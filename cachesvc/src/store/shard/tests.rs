@@ -27,6 +27,9 @@ const PAYLOAD: u64 = 4096;
 const SESSIONS: u64 = 3;
 const READER: SubscriberId = SubscriberId(1);
 
+/// A leased block: its key, the offset of its slot, the slot's generation.
+type Held = (BlockKey, u64, Generation);
+
 /// What the NVMe tier would be doing.
 #[derive(Debug)]
 enum Io {
@@ -46,7 +49,7 @@ struct World {
     pinned: BTreeMap<u64, BlockHeader>,
     /// Content of NVMe slots.
     nvme: HashMap<Slot, (BlockKey, Generation, Vec<u32>)>,
-    leases: BTreeMap<(SessionId, GrantId), Vec<(BlockKey, u64, Generation)>>,
+    leases: BTreeMap<(SessionId, GrantId), Vec<Held>>,
     reservations: BTreeMap<(SessionId, GrantId), Vec<(u32, u64)>>,
     feed: Vec<FeedMessage>,
 }
