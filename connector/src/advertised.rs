@@ -4,7 +4,7 @@
 //! message, one message is on its way at a time, and after a reconnect everything is told again. Ancestors of a held block are remembered, held or not,
 //! because the node needs the chain from the root.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 
 use hearth_proto::key::{self, BlockKey};
 use hearth_proto::v1;
@@ -17,7 +17,8 @@ const WITHDRAW_KEYS_MAX: usize = 4096;
 #[derive(Debug)]
 pub(crate) struct Advertised {
     blocks: HashMap<BlockKey, Block>,
-    /// Blocks whose `held` and `told` may differ; each at most once.
+    /// Each block whose `held` and `told` differ, once; those on their way may be missing. Of a chain the last comes
+    /// first, because a message about it covers those before it.
     queue: VecDeque<BlockKey>,
     on_its_way: Option<Message>,
     blocks_max: usize,
@@ -61,22 +62,15 @@ impl Advertised {
     pub(crate) fn advertise(&mut self, chain: &[BlockKey], first: usize) -> usize {
         let known = (0..first.min(chain.len())).rev().find(|&at| self.blocks.contains_key(&chain[at]));
         let from = known.map_or(0, |at| at + 1);
-        let mut last = None;
-        let mut held = 0;
-        for at in from..chain.len() {
-            let parent = at.checked_sub(1).map(|before| chain[before]);
-            if !self.remember(chain[at], parent, at) {
-                break;
-            }
+        let remembered = (from..chain.len())
+            .take_while(|&at| self.remember(chain[at], at.checked_sub(1).map(|before| chain[before]), at))
+            .count();
+        for at in (from..from + remembered).rev() {
             let block = self.blocks.get_mut(&chain[at]).expect("just remembered");
             block.held |= at >= first;
-            held += usize::from(at >= first);
-            last = Some(chain[at]);
+            self.enqueue(chain[at]);
         }
-        if let Some(last) = last {
-            self.enqueue(last);
-        }
-        held
+        (from + remembered).saturating_sub(first)
     }
 
     /// False when there is no room, or when the block is known in another place: keys chain, so that is no chain.
@@ -111,10 +105,11 @@ impl Advertised {
         for block in self.blocks.values_mut() {
             block.told = Told::No;
         }
-        let leaves: Vec<BlockKey> =
-            self.blocks.iter().filter(|(_, block)| block.children == 0).map(|(key, _)| *key).collect();
-        for leaf in leaves {
-            self.enqueue(leaf);
+        let mut all: Vec<(usize, BlockKey)> =
+            self.blocks.iter().map(|(key, block)| (block.depth, *key)).collect();
+        all.sort_unstable_by(|a, b| b.cmp(a));
+        for (_, key) in all {
+            self.enqueue(key);
         }
     }
 
@@ -138,11 +133,8 @@ impl Advertised {
             match (block.held, block.told) {
                 (true, Told::No | Told::Maybe) => return Some(self.advertise_message(key)),
                 (false, Told::Yes | Told::Maybe) => return Some(self.withdraw_message(key)),
-                (true, Told::Yes) => self.requeue_below(key),
-                (false, Told::No) => {
-                    self.requeue_below(key);
-                    self.prune(key);
-                }
+                (true, Told::Yes) => {}
+                (false, Told::No) => self.prune(key),
             }
         }
         None
@@ -158,22 +150,21 @@ impl Advertised {
         };
         for key in &keys {
             self.blocks.get_mut(key).expect("told blocks are remembered").told = told;
-            if told == Told::Maybe {
-                self.enqueue(*key);
-            }
         }
-        keys.into_iter().for_each(|key| self.prune(key));
+        if taken {
+            keys.into_iter().for_each(|key| self.prune(key));
+        } else {
+            self.enqueue_first(keys);
+        }
     }
 
-    /// A branch's end needs nothing, but blocks below it may.
-    fn requeue_below(&mut self, key: BlockKey) {
-        let mut above = self.blocks[&key].parent;
-        while let Some(key) = above {
-            let block = &self.blocks[&key];
-            if block.held && block.told != Told::Yes {
-                return self.enqueue(key);
-            }
-            above = block.parent;
+    /// Puts blocks before all others and in this order, so that one message covers them again.
+    fn enqueue_first(&mut self, keys: Vec<BlockKey>) {
+        let these: HashSet<BlockKey> = keys.iter().copied().collect();
+        self.queue.retain(|key| !these.contains(key));
+        for key in keys.into_iter().rev() {
+            self.blocks.get_mut(&key).expect("told blocks are remembered").queued = true;
+            self.queue.push_front(key);
         }
     }
 
@@ -194,7 +185,6 @@ impl Advertised {
             chain.push(key);
         }
         chain.reverse();
-        self.requeue_below(*told.last().expect("the key itself is told"));
         let first = u32::try_from(chain.len() - told.len()).expect("a chain is under 2^32 blocks");
         self.on_its_way = Some(Message::Advertise(told));
         Op::Advertise(v1::Advertise { keys: key::pack(&chain), first })
@@ -314,7 +304,20 @@ mod tests {
         ]
     }
 
+    #[test]
+    fn what_stays_is_told_though_the_end_of_its_chain_goes() {
+        let (mut advertised, mut node, chain) = (Advertised::new(100), Node::default(), chain(0, 6));
+        advertised.advertise(&chain, 2);
+        node.hear_all(&mut advertised);
+        advertised.advertise(&chain[..5], 0);
+        advertised.withdraw(&chain[2..5]);
+        node.hear_all(&mut advertised);
+        assert_eq!(node.told, [chain[0], chain[1], chain[5]].into());
+    }
+
     proptest! {
+        #![proptest_config(ProptestConfig::with_cases(4000))]
+
         #[test]
         fn the_node_comes_to_know_what_is_held(steps in prop::collection::vec(step(), 0..80)) {
             let mut advertised = Advertised::new(1000);
